@@ -1,0 +1,57 @@
+# Every target sets the environment up first; that takes no time once it is done.
+
+# Python 3.11 comes first: the pinned stack is used with it most. Overridable: make PYTHON=...
+PYTHON ?=
+VENV_PYTHON := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint demo golden clean
+
+help:
+	@echo "make setup             make .venv with the pinned stack (PYTHON=... picks the interpreter)"
+	@echo "make test              run the tests (ARGS='-k masking' goes to pytest)"
+	@echo "make lint              ruff check and ruff format --check"
+	@echo "make demo              run the demo (QUICK=1 for the short one, ARGS=... goes to it)"
+	@echo "make golden FILE=...   compare with a file of reference results"
+	@echo "make clean             remove caches and build leftovers (ALL=1: work_dirs as well)"
+	@echo "make help              this list"
+
+# A candidate must run, not only be found: version managers leave shims that only print an error.
+setup:
+	@python='$(PYTHON)'; \
+	if [ -z "$$python" ]; then \
+		for candidate in python3.11 python3.12 python3.10 python3 python; do \
+			if "$$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' \
+				>/dev/null 2>&1; then python="$$candidate"; break; fi; \
+		done; \
+	fi; \
+	if [ -z "$$python" ]; then \
+		echo "error: no Python 3.10, 3.11 or 3.12 in PATH. Install one (Debian/Ubuntu:" >&2; \
+		echo "       apt-get install python3.11 python3.11-venv python3.11-dev), or name one:" >&2; \
+		echo "       make setup PYTHON=/path/to/python3.11" >&2; \
+		exit 1; \
+	fi; \
+	"$$python" tools/setup_env.py
+
+test: setup
+	@$(VENV_PYTHON) -m pytest -q $(ARGS)
+
+lint: setup
+	@$(VENV_PYTHON) -m ruff check .
+	@$(VENV_PYTHON) -m ruff format --check .
+
+demo: setup
+	@$(VENV_PYTHON) tools/demo.py $(if $(QUICK),--quick) $(ARGS)
+
+golden:
+	@test -n '$(FILE)' || { echo "error: FILE is not set; use make golden FILE=path" >&2; exit 2; }
+	@test -f '$(FILE)' || { echo "error: FILE='$(FILE)' does not exist" >&2; exit 2; }
+	@$(MAKE) --no-print-directory setup
+	@$(VENV_PYTHON) -m pytest -q tests/golden --golden '$(FILE)' $(ARGS)
+
+# work_dirs holds checkpoints that took long to train, so it goes only when asked for.
+clean:
+	@find . \( -path ./.venv -o -path ./.git -o -path ./data -o -path ./work_dirs \) -prune \
+		-o -type d -name __pycache__ -exec rm -rf {} +
+	@rm -rf .pytest_cache .ruff_cache build dist *.egg-info
+	@$(if $(ALL),rm -rf work_dirs)

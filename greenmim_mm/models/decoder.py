@@ -1,0 +1,130 @@
+"""The light pixel decoder of GreenMIM (section 3.4): visible features to pixels of all units."""
+
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+from mmengine.model import BaseModule
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from ..ops import UNIT_SIZE, as_unit_mask, to_device
+from ..registry import MODELS
+
+
+@MODELS.register_module()
+class GreenMIMPretrainDecoder(BaseModule):
+    """A few transformer blocks over visible features and mask tokens, then a linear layer.
+
+    Args:
+        embed_dim: Channels of the backbone's last stage.
+        decoder_embed_dim: Width of the decoder, divisible by 4 and by the heads.
+        decoder_depth: Number of transformer blocks.
+        decoder_num_heads: Attention heads of a block.
+        mlp_ratio: Width of the MLP over ``decoder_embed_dim``.
+        patch_size: Side of what a token paints, in pixels: a mask unit.
+        in_channels: Channels of the image.
+        norm_cfg: ``dict(type='LN', eps=...)``.
+        init_cfg: mmengine's initialisation; Xavier-uniform linear layers if None.
+
+    Raises:
+        ValueError: If the width fits neither the heads nor the position embedding.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        decoder_embed_dim: int = 512,
+        decoder_depth: int = 1,
+        decoder_num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        patch_size: int = UNIT_SIZE,
+        in_channels: int = 3,
+        norm_cfg: dict | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        if init_cfg is None:
+            init_cfg = [
+                dict(type='Xavier', distribution='uniform', layer='Linear'),
+                dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0),
+            ]
+        super().__init__(init_cfg)
+        if decoder_embed_dim % 4 or decoder_embed_dim % decoder_num_heads:
+            raise ValueError(
+                f'decoder_embed_dim={decoder_embed_dim} must be divisible by 4 and by '
+                f'decoder_num_heads={decoder_num_heads}'
+            )
+        eps = (norm_cfg or {}).get('eps', 1e-6)
+        self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
+        self.decoder_blocks = nn.ModuleList(
+            Block(
+                decoder_embed_dim,
+                decoder_num_heads,
+                mlp_ratio,
+                qkv_bias=True,
+                norm_layer=partial(nn.LayerNorm, eps=eps),
+            )
+            for _ in range(decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps)
+        self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size**2 * in_channels)
+
+    def init_weights(self) -> None:
+        """Initialise the layers and the mask token."""
+        super().init_weights()
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, x: Tensor, mask: Tensor | np.ndarray, grid: tuple[int, int]) -> Tensor:
+        """Paint every mask unit.
+
+        Args:
+            x: ``(B, num_visible, embed_dim)`` features, units in row-major order.
+            mask: Bool, True = masked, as the backbone takes it; best on the CPU.
+            grid: Mask units ``(rows, columns)``.
+
+        Returns:
+            ``(B, L, patch_size ** 2 * in_channels)``, pixels in the order row, column, channel.
+
+        Raises:
+            ValueError: If the mask does not fit ``x`` or ``grid``.
+        """
+        mask = as_unit_mask(mask, grid, len(x))
+        visible = np.flatnonzero(~mask)
+        if len(visible) != x.shape[1]:
+            raise ValueError(
+                f'{x.shape[1]} features for a mask that leaves {len(visible)} units visible'
+            )
+        x = self.decoder_embed(x)
+        # Row of each unit in [features, mask token]: gathering puts every unit in its place.
+        source = np.full(len(mask), len(visible))
+        source[visible] = np.arange(len(visible))
+        tokens = torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), 1, -1)], dim=1)
+        tokens = tokens.index_select(1, to_device(source, x.device))
+        x = tokens + sincos_position_embedding(grid, x.shape[2], x.device).to(x.dtype)
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_pred(self.decoder_norm(x))
+
+
+@lru_cache(maxsize=32)
+def sincos_position_embedding(grid: tuple[int, int], dim: int, device: torch.device) -> Tensor:
+    """Fixed 2D sine-cosine positions (MAE, He et al., appendix A.1).
+
+    Args:
+        grid: Rows and columns.
+        dim: Width, divisible by 4.
+        device: Where to keep it.
+
+    Returns:
+        ``(rows * columns, dim)`` float32: sine and cosine of the column, then of the
+        row, at wavelengths from ``2 * pi`` to ``10000 * 2 * pi``.
+    """
+    with torch.inference_mode(False):
+        frequency = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+        row, column = (
+            position.flatten().to(torch.float64)[:, None] * frequency
+            for position in torch.meshgrid(*map(torch.arange, grid), indexing='ij')
+        )
+        table = torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], dim=1)
+        return table.float().to(device)

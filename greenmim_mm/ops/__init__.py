@@ -1,0 +1,51 @@
+"""Masking, token layout, window grouping and group attention: torch and numpy only."""
+
+from .attention import BACKENDS, AttentionPlan, group_attention, relative_position_index
+from .grouping import Grouping, attention_cost, group_windows, pack_windows
+from .layout import (
+    GroupPlan,
+    StageTokens,
+    WindowGrid,
+    dense_plan,
+    grouped_plan,
+    merge_cells,
+    to_device,
+    visible_patches,
+    visible_tokens,
+    window_grid,
+)
+from .masking import (
+    UNIT_SIZE,
+    as_unit_mask,
+    check_mask_ratio,
+    mask_generator,
+    random_mask,
+    unit_grid,
+)
+
+__all__ = [
+    'BACKENDS',
+    'UNIT_SIZE',
+    'AttentionPlan',
+    'GroupPlan',
+    'Grouping',
+    'StageTokens',
+    'WindowGrid',
+    'as_unit_mask',
+    'attention_cost',
+    'check_mask_ratio',
+    'dense_plan',
+    'group_attention',
+    'group_windows',
+    'grouped_plan',
+    'mask_generator',
+    'merge_cells',
+    'pack_windows',
+    'random_mask',
+    'relative_position_index',
+    'to_device',
+    'unit_grid',
+    'visible_patches',
+    'visible_tokens',
+    'window_grid',
+]

@@ -1,0 +1,195 @@
+"""Multi-head attention inside groups of slots, each token confined to its own window.
+
+One kernel serves both uses of the backbone: visible tokens packed into groups, and dense windows
+(a group then is a window of Swin's cyclic shift). Everything that does not look at values is
+prepared once for a stage in an :class:`AttentionPlan` and shared by its blocks.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .layout import GroupPlan, to_device
+
+BACKENDS = ('sdpa', 'reference')
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """A :class:`GroupPlan` on a device, with what attention derives from it.
+
+    ``P`` is ``G``, or 1 where all groups have the same relative positions.
+
+    Attributes:
+        token: ``(G * g,)`` int64, token of each slot; a slot without one holds any valid index.
+        slot: ``(N,)`` int64, slot of each token.
+        padding: ``(S,)`` int64, slots that hold a padding token of Swin, or None.
+        window: ``(G, g)`` int64, window of each slot, -1 where a slot is unused.
+        bias_index: ``(P, g, g)`` int64, row of the relative position bias table for each pair
+            (query, key) of a window; 0 for other pairs.
+        blocked: ``(G, g, g)`` bool, True where query and key are not of one window; None if all
+            pairs of every group are.
+    """
+
+    token: Tensor
+    slot: Tensor
+    padding: Tensor | None
+    window: Tensor
+    bias_index: Tensor
+    blocked: Tensor | None
+
+    @property
+    def num_tokens(self) -> int:
+        """Number ``N`` of tokens that the plan is for."""
+        return self.slot.numel()
+
+    @classmethod
+    def build(cls, groups: GroupPlan, window_size: int, device: torch.device) -> 'AttentionPlan':
+        """Move a plan to ``device``.
+
+        Args:
+            groups: The plan.
+            window_size: Side of the window that the bias table was made for. Windows may be
+                smaller, not larger.
+            device: Where attention will run. The copies to CUDA do not wait for the device.
+        """
+        num_tokens = groups.num_tokens
+        flat_token = groups.token.reshape(-1)
+        is_padding = flat_token == num_tokens
+        # An index into the table is a difference of two numbers, one for each slot.
+        position = groups.coords[..., 0] * (2 * window_size - 1) + groups.coords[..., 1]
+        window = to_device(groups.window, device)
+        position = to_device(position, device)
+        relative = position[:, :, None] - position[:, None, :] + 2 * window_size * (window_size - 1)
+        blocked = None
+        if (groups.window != groups.window[:, :1]).any():
+            blocked = window[:, :, None] != window[:, None, :]
+            if len(relative) == len(blocked):
+                relative = relative.masked_fill(blocked, 0)
+        return cls(
+            token=to_device(np.where(is_padding, 0, flat_token), device),
+            slot=to_device(groups.slot, device),
+            padding=to_device(np.flatnonzero(is_padding), device) if is_padding.any() else None,
+            window=window,
+            bias_index=relative,
+            blocked=blocked,
+        )
+
+
+def relative_position_index(window_size: int) -> Tensor:
+    """``(w * w, w * w)`` int64 rows of the bias table for each pair of a window's tokens.
+
+    The same numbers as the buffer of that name in mmdet's, mmpretrain's and timm's Swin.
+    """
+    row, column = np.divmod(np.arange(window_size**2), window_size)
+    position = torch.from_numpy(row * (2 * window_size - 1) + column)
+    return position[:, None] - position[None, :] + 2 * window_size * (window_size - 1)
+
+
+def group_attention(
+    qkv: Tensor,
+    bias_table: Tensor,
+    plan: AttentionPlan,
+    padding_qkv: Tensor | None = None,
+    backend: str = 'sdpa',
+) -> Tensor:
+    """Attention of each token over the tokens of its window (GreenMIM, section 3.2).
+
+    Args:
+        qkv: ``(B, N, 3 * C)`` projected tokens: query, key and value, each head by head.
+        bias_table: ``((2 * w - 1) ** 2, heads)`` relative position bias.
+        plan: Where the ``N`` tokens sit.
+        padding_qkv: ``(3 * C,)`` projection of a padding token, which is zero before the
+            projection: its bias. None stands for zeros (a projection without bias).
+        backend: 'sdpa' (groups, fused where PyTorch has a fused kernel) or 'reference' (a loop
+            over windows, for tests).
+
+    Returns:
+        ``(B, N, C)``, heads concatenated, in ``qkv``'s dtype.
+
+    Raises:
+        ValueError: If the shapes do not fit or the backend is unknown.
+    """
+    batch, num_tokens, width = qkv.shape
+    heads = bias_table.shape[1]
+    if num_tokens != plan.num_tokens:
+        raise ValueError(f'qkv has {num_tokens} tokens, the plan is for {plan.num_tokens}')
+    if width % (3 * heads):
+        raise ValueError(f'qkv has width {width}, which is not 3 x {heads} heads x a head width')
+    if backend not in BACKENDS:
+        raise ValueError(f'backend={backend!r} is unknown; use one of {BACKENDS}')
+    if plan.padding is not None and padding_qkv is None:
+        padding_qkv = qkv.new_zeros(width)
+    slots = _ToSlots.apply(qkv, padding_qkv, plan.token, plan.slot, plan.padding)
+    groups, size = plan.window.shape
+    # (B, G, g, 3, heads, d) -> three of (B, G, heads, g, d)
+    q, k, v = slots.view(batch, groups, size, 3, heads, -1).permute(3, 0, 1, 4, 2, 5)
+    attend = _sdpa if backend == 'sdpa' else _reference
+    out = attend(q, k, v, bias_table, plan)
+    out = out.transpose(2, 3).reshape(batch, groups * size, width // 3)
+    return _FromSlots.apply(out, plan.slot)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, plan: AttentionPlan) -> Tensor:
+    """Scaled dot-product attention with one additive bias for positions and windows."""
+    bias = bias_table.to(q.dtype).t().index_select(1, plan.bias_index.flatten())
+    bias = bias.view(-1, *plan.bias_index.shape).transpose(0, 1)  # (P, heads, g, g)
+    if plan.blocked is not None:
+        bias = bias.masked_fill(plan.blocked[:, None], float('-inf'))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def _reference(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, plan: AttentionPlan) -> Tensor:
+    """The definition: one softmax for each query over the keys of its window."""
+    out = torch.zeros_like(v)
+    for group, window in enumerate(plan.window.tolist()):
+        index = plan.bias_index[group % len(plan.bias_index)]
+        for query, own in enumerate(window):
+            if own < 0:
+                continue
+            keys = [key for key, other in enumerate(window) if other == own]
+            score = torch.einsum('bhd,bhkd->bhk', q[:, group, :, query], k[:, group, :, keys])
+            score = score * q.shape[-1] ** -0.5 + bias_table[index[query, keys]].t()
+            weight = score.softmax(dim=-1)
+            out[:, group, :, query] = torch.einsum('bhk,bhkd->bhd', weight, v[:, group, :, keys])
+    return out
+
+
+class _ToSlots(torch.autograd.Function):
+    """Tokens to slots. Each token has one slot, so the gradient is a gather, not a scatter."""
+
+    @staticmethod
+    def forward(ctx, x, padding_row, token, slot, padding):
+        ctx.save_for_backward(slot, padding)
+        out = x.index_select(1, token)
+        if padding is not None:
+            out[:, padding] = padding_row.to(x.dtype)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        slot, padding = ctx.saved_tensors
+        grad_row = None
+        if padding is not None and ctx.needs_input_grad[1]:
+            grad_row = grad.index_select(1, padding).sum((0, 1))
+        # An unused slot meets unused slots alone, and nobody reads its output: no gradient.
+        return grad.index_select(1, slot), grad_row, None, None, None
+
+
+class _FromSlots(torch.autograd.Function):
+    """Slots to tokens; the slots that hold no token get a zero gradient."""
+
+    @staticmethod
+    def forward(ctx, x, slot):
+        ctx.save_for_backward(slot)
+        ctx.num_slots = x.shape[1]
+        return x.index_select(1, slot)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (slot,) = ctx.saved_tensors
+        out = grad.new_zeros(grad.shape[0], ctx.num_slots, grad.shape[2])
+        return out.index_copy_(1, slot, grad), None

@@ -1,0 +1,12 @@
+"""Registries of the scope ``greenmim_mm``, children of mmengine's roots.
+
+mmengine imports this module when it meets a scoped name such as ``greenmim_mm.GreenSwin``, and
+the ``locations`` are imported at the first look-up. No config needs ``custom_imports``.
+"""
+
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+
+MODELS = Registry(
+    'model', parent=MMENGINE_MODELS, scope='greenmim_mm', locations=['greenmim_mm.models']
+)

@@ -1,0 +1,58 @@
+"""Packaging of greenmim_mm. `make setup` installs it with all it needs, in editable mode."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """Read ``__version__`` without importing the package, whose imports need torch."""
+    scope: dict = {}
+    exec((ROOT / 'greenmim_mm' / 'version.py').read_text(encoding='utf-8'), scope)
+    return scope['__version__']
+
+
+def read_requirements(name: str) -> list[str]:
+    """Read the requirement lines of ``requirements/<name>.txt``."""
+    lines = (ROOT / 'requirements' / f'{name}.txt').read_text(encoding='utf-8').splitlines()
+    stripped = (line.split('#')[0].strip() for line in lines)
+    return [line for line in stripped if line]
+
+
+def read_readme() -> str:
+    """Read the long description."""
+    path = ROOT / 'README.md'
+    return path.read_text(encoding='utf-8') if path.exists() else ''
+
+
+EXTRAS = {name: read_requirements(name) for name in ('maintained', 'openmmlab', 'demo', 'tests')}
+# The two OpenMMLab generations exclude each other; `all` takes the default one.
+EXTRAS['all'] = EXTRAS['maintained'] + EXTRAS['demo'] + EXTRAS['tests']
+
+setup(
+    name='greenmim-mm',
+    version=read_version(),
+    description='GreenMIM: masked image modelling for Swin on its visible tokens, for OpenMMLab',
+    long_description=read_readme(),
+    long_description_content_type='text/markdown',
+    author='greenmim-mm contributors',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    keywords=['computer vision', 'self-supervised learning', 'masked image modeling', 'swin'],
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Operating System :: POSIX',
+        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+    packages=find_packages(include=['greenmim_mm', 'greenmim_mm.*']),
+    python_requires='>=3.10,<3.13',
+    install_requires=read_requirements('runtime'),
+    extras_require=EXTRAS,
+    zip_safe=False,
+)
