@@ -359,7 +359,8 @@ def _check_arch(arch: str | dict) -> tuple[int, tuple[int, ...], tuple[int, ...]
 
 
 def _check_window_size(window_size: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
-    sizes = (window_size,) * num_stages if isinstance(window_size, int) else tuple(window_size)
+    single = not isinstance(window_size, Sequence)
+    sizes = (window_size,) * num_stages if single else tuple(window_size)
     if len(sizes) != num_stages or any(not isinstance(s, int) or s < 1 for s in sizes):
         raise ValueError(
             f'window_size={window_size} must be a positive integer or {num_stages} of them, one '
@@ -369,7 +370,8 @@ def _check_window_size(window_size: int | Sequence[int], num_stages: int) -> tup
 
 
 def _check_img_size(img_size: int | Sequence[int]) -> tuple[int, int]:
-    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    single = not isinstance(img_size, Sequence)
+    size = (img_size, img_size) if single else tuple(img_size)
     if len(size) != 2 or any(not isinstance(s, int) or s < 1 for s in size):
         raise ValueError(f'img_size={img_size} must be a positive integer or (height, width)')
     return size

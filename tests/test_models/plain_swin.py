@@ -1,0 +1,86 @@
+"""A Swin written as plainly as possible, on whole maps, that can exclude hidden tokens.
+
+It takes the weights of a GreenSwin and shares no code with it: windows come from ``torch.roll``
+and a region mask, patch merging from strided slices.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from greenmim_mm.models import GreenSwin
+
+
+def plain_swin(model: GreenSwin, images: torch.Tensor, mask: torch.Tensor | None = None):
+    """Maps ``(B, H, W, C)`` after each stage (before merging), and the last one normalised.
+
+    ``mask``: ``(rows, columns)`` bool over 32x32 pixel units, True = hidden: no token attends to
+    a hidden one.
+    """
+    images = F.pad(images, (0, -images.shape[-1] % 4, 0, -images.shape[-2] % 4))
+    conv = model.patch_embed.projection
+    x = F.conv2d(images, conv.weight, conv.bias, stride=4).permute(0, 2, 3, 1)
+    x = model.patch_embed.norm(x)
+    maps = []
+    for index, stage in enumerate(model.stages):
+        rows, columns = x.shape[1:3]
+        hidden = torch.zeros(rows, columns, dtype=torch.bool)
+        if mask is not None:
+            side = 8 >> index
+            hidden = mask.repeat_interleave(side, 0).repeat_interleave(side, 1)
+        for number, block in enumerate(stage.blocks):
+            x = x + attention(model, index, block, block.norm1(x), hidden, number % 2 == 1)
+            x = x + block.ffn.layers(block.norm2(x))
+        maps.append(x)
+        if stage.downsample is not None:
+            x = F.pad(x, (0, 0, 0, columns % 2, 0, rows % 2))
+            cells = torch.stack(
+                [x[:, row::2, column::2] for row in (0, 1) for column in (0, 1)], dim=-1
+            )
+            x = stage.downsample.reduction(stage.downsample.norm(cells.flatten(3)))
+    return maps, model.norm3(maps[-1])
+
+
+def attention(model, stage, block, x, hidden, shifted):
+    """Window attention of one block over a map ``(B, H, W, C)``."""
+    batch, rows, columns, channels = x.shape
+    size = model.window_sizes[stage]
+    height = width = size
+    shift = size // 2 if shifted else 0
+    if not model.pad_small_map and min(rows, columns) <= size:
+        height, width, shift = min(size, rows), min(size, columns), 0
+    x = F.pad(x, (0, 0, 0, -columns % width, 0, -rows % height))
+    hidden = F.pad(hidden, (0, -columns % width, 0, -rows % height))
+    region = torch.zeros(x.shape[1:3], dtype=torch.long)
+    if shift:
+        for count, (low, high) in enumerate([(0, -size), (-size, -shift), (-shift, None)]):
+            region[low:high] += 10 * count
+            region[:, low:high] += count
+
+    def windows(y):
+        y = torch.roll(y, (-shift, -shift), (0, 1))
+        y = y.unflatten(1, (-1, width)).unflatten(0, (-1, height))
+        return y.transpose(1, 2).flatten(0, 1).flatten(1, 2)  # (windows, height * width, ...)
+
+    msa = block.attn.w_msa
+    heads = msa.relative_position_bias_table.shape[1]
+    y, x_column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
+    y, x_column = y.flatten(), x_column.flatten()
+    index = (y[:, None] - y + size - 1) * (2 * size - 1) + x_column[:, None] - x_column + size - 1
+    bias = msa.relative_position_bias_table[index].permute(2, 0, 1)
+    # The region mask was made for the rolled map.
+    rolled = torch.roll(region, (shift, shift), (0, 1))
+    apart = windows(rolled)[:, :, None] != windows(rolled)[:, None, :]
+    blocked = apart | windows(hidden)[:, None, :]
+    # A hidden query may see everything: its output is excluded further on.
+    blocked = blocked & ~windows(hidden)[:, :, None]
+    out = []
+    for image in x:
+        tokens = windows(image)
+        q, k, v = msa.qkv(tokens).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        score = q @ k.transpose(-2, -1) * (channels // heads) ** -0.5 + bias
+        weight = score.masked_fill(blocked[:, None], float('-inf')).softmax(-1)
+        merged = msa.proj((weight @ v).transpose(1, 2).flatten(2))
+        merged = merged.unflatten(0, (x.shape[1] // height, -1)).unflatten(2, (height, width))
+        merged = merged.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+        out.append(torch.roll(merged, (shift, shift), (0, 1))[:rows, :columns])
+    return torch.stack(out)
