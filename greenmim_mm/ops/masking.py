@@ -104,7 +104,8 @@ def as_unit_mask(
     if mask.ndim not in (1, 2) or mask.shape[-1] != num_units:
         raise ValueError(
             f'mask has shape {mask.shape}, but the image has {rows} x {columns} mask units of '
-            f'{UNIT_SIZE}x{UNIT_SIZE} pixels: give ({num_units},), (1, {num_units}) or (B, {num_units})'
+            f'{UNIT_SIZE}x{UNIT_SIZE} pixels: give ({num_units},), (1, {num_units}) or '
+            f'(B, {num_units})'
         )
     if mask.ndim == 2:
         if mask.shape[0] == 0 or (batch_size is not None and mask.shape[0] not in (1, batch_size)):
