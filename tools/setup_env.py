@@ -299,6 +299,17 @@ def is_network_failure(output: str) -> bool:
     return NETWORK_ERRORS.search(output) is not None
 
 
+def failure_hint(output: str) -> str:
+    """Return what to do about a failure of pip, a sentence with a space at its end, or ``''``."""
+    if re.search(r'No space left on device|Disk quota exceeded', output):
+        return 'The disk is full: the environment takes about 6 GB, the build 1 GB more. '
+    if re.search(r'Killed signal terminated|[Cc]annot allocate memory|out of memory', output):
+        return 'Memory ran out: set MAX_JOBS=1 and run make setup again. '
+    if is_network_failure(output):
+        return 'The package index cannot be reached: check the network and proxy settings. '
+    return ''
+
+
 # ---------------------------------------------------------------------------------------------
 # Running commands
 
@@ -388,8 +399,9 @@ def run_command(
                 if now >= report_at:
                     report_at = now + period
                     doing = f'{activity}, ' if activity else ''
-                    where = os.path.relpath(log, ROOT)
-                    console.status(f'{label}: {doing}{now - began:.0f} s so far, log {where}')
+                    # A terminal's line has no room for the log's place.
+                    where = '' if console.tty else f', log {os.path.relpath(log, ROOT)}'
+                    console.status(f'{label}: {doing}{now - began:.0f} s so far{where}')
         except BaseException:
             # The command has its own session, so an interrupt does not reach it: pass it on.
             with contextlib.suppress(ProcessLookupError):
@@ -421,6 +433,9 @@ def run_pip(
     """
     command = [VENV_PYTHON, '-m', 'pip', '--disable-pip-version-check', '--no-input']
     command += [arguments[0], '--progress-bar', 'off', *arguments[1:]]
+    if arguments[0] == 'install':
+        # Python compiles what is imported; doing so for all of torch takes a good part of a minute.
+        command.append('--no-compile')
     began = time.monotonic()
     status, output = run_command(command, label, log, console, env, lock)
     if status != 0 and is_network_failure(output):
@@ -428,10 +443,7 @@ def run_pip(
         time.sleep(5)
         status, output = run_command(command, label, log, console, env, lock)
     if status != 0:
-        hint = ''
-        if is_network_failure(output):
-            hint = 'The package index cannot be reached; check the network or proxy settings. '
-        raise failure(label, output, log, hint)
+        raise failure(label, output, log, failure_hint(output))
     console.line(f'{label}: done ({time.monotonic() - began:.1f} s)')
 
 
@@ -714,21 +726,22 @@ def build_wheel(
     build = folder / 'build'
     source = unpack_source(version, build, console)
     console.line(
-        f'compiling mmcv {version} for {device} with {jobs} jobs, once per machine: about ten '
-        'minutes on two cores, longer with CUDA'
+        f'compiling mmcv {version} for {device}, {jobs} files at a time; about ten minutes on two '
+        f'cores, longer with CUDA, once per machine; log {os.path.relpath(BUILD_LOG, ROOT)}'
     )
     BUILD_LOG.unlink(missing_ok=True)
     BUILD_LOG.touch()
     wheels = build / 'wheels'
     shutil.rmtree(wheels, ignore_errors=True)
-    run_pip(
-        ['wheel', '--no-build-isolation', '--no-deps', '-v', '--wheel-dir', wheels, source],
-        f'compiling mmcv {version}',
-        console,
-        BUILD_LOG,
-        env,
-        lock,
-    )
+    arguments = ['wheel', '--no-build-isolation', '--no-deps', '-v', '--wheel-dir', wheels, source]
+    try:
+        run_pip(arguments, f'compiling mmcv {version}', console, BUILD_LOG, env, lock)
+    except SetupError as error:
+        if device == 'cpu':
+            raise
+        raise SetupError(
+            f'{error}\nTo do without operators on the GPU: FORCE_CUDA=0 make setup'
+        ) from None
     wheel = next(wheels.glob('*.whl'), None)
     if wheel is None or not wheel_has_ops(wheel):
         raise SetupError(
@@ -824,8 +837,8 @@ def install_mmcv(version: str, stack: Sequence[str], console: Console) -> None:
 def ensure_cv2(console: Console) -> None:
     """See that ``import cv2`` works, on a system without libGL as well.
 
-    mmcv requires opencv-python and mmdet's requirements opencv-python-headless. Both unpack into
-    the same folder, and whichever came last wins. The former needs libGL, which servers and
+    mmcv requires opencv-python, and one of mmdet's requirements opencv-python-headless. Both unpack
+    into the same folder, and whichever came last wins. The former needs libGL, which servers and
     containers often lack, so the latter is put on top where the import fails.
 
     Raises:

@@ -74,9 +74,8 @@ def test_requirement_files_hold_what_the_script_needs():
     for name in (setup_env.MMCV, *setup_env.TORCH_PAIR):
         assert setup_env.pinned_version(parsed['maintained'], name)
     # `pip install greenmim-mm` must not pull in either OpenMMLab generation.
-    assert not [
-        line for line in parsed['runtime'] if 'mm' in line.split('>')[0].replace('timm', '')
-    ]
+    names = [setup_env.requirement_name(line) for line in parsed['runtime']]
+    assert not [name for name in names if name.startswith(('mm', 'onedl'))]
 
 
 def test_cache_key_tells_builds_apart():
@@ -274,6 +273,19 @@ def test_cache_root(tmp_path, monkeypatch):
 )
 def test_is_network_failure(output, expected):
     assert setup_env.is_network_failure(output) is expected
+
+
+@pytest.mark.parametrize(
+    'output, remedy',
+    [
+        ('OSError: [Errno 28] No space left on device', '6 GB'),
+        ('g++: fatal error: Killed signal terminated program cc1plus', 'MAX_JOBS=1'),
+        ('Connection refused', 'proxy'),
+    ],
+)
+def test_failure_hint(output, remedy):
+    assert remedy in setup_env.failure_hint(output)
+    assert setup_env.failure_hint('error: invalid syntax') == ''
 
 
 def test_venv_python_version(tmp_path):
