@@ -1,0 +1,37 @@
+"""Runs the demo: pre-train with GreenMIM, detect with Mask R-CNN, report what came out.
+
+Example:
+    python tools/demo.py --quick
+"""
+
+import argparse
+import shutil
+from collections.abc import Sequence
+
+from greenmim_mm.demo.report import write_report
+from greenmim_mm.demo.road import FULL, QUICK, ROOT, StepError, run_road
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the tool; a failed step ends it with exit code 1."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--quick', action='store_true', help='the same road, on very little data')
+    parser.add_argument('--fresh', action='store_true', help='forget what earlier calls have done')
+    args = parser.parse_args(argv)
+    scale = QUICK if args.quick else FULL
+    if args.fresh:
+        shutil.rmtree(ROOT / scale.folder, ignore_errors=True)
+    try:
+        outcomes = run_road(scale, lambda line: print(line, flush=True))
+    except StepError as error:
+        parser.exit(1, f'{parser.prog}: {error}\n')
+    except KeyboardInterrupt:
+        parser.exit(130, f'\n{parser.prog}: interrupted; the same command goes on from here\n')
+    report = write_report(scale, outcomes, ROOT)
+    table = [line for line in report.read_text(encoding='utf-8').splitlines() if '|' in line][:4]
+    print('\n'.join(table))
+    print(f'report: {report.relative_to(ROOT)}')
+
+
+if __name__ == '__main__':
+    main()
