@@ -172,14 +172,14 @@ def detect_format(keys: list[str]) -> str:
         keys: Names of the parameters.
 
     Raises:
-        ValueError: If no format, or none better than another, knows most of the keys.
+        ValueError: If no format knows more than half of the keys.
     """
     known = {
         name: sum(entry.to_canonical(key) is not None for key in keys)
         for name, entry in FORMATS.items()
     }
     best = max(known.values())
-    if not keys or best * 2 < len(keys):
+    if best * 2 <= len(keys):
         raise ValueError(
             'no known Swin format: '
             + ', '.join(

@@ -1,0 +1,175 @@
+"""tools/convert_checkpoint.py: what it writes and prints, and how it refuses bad input."""
+
+import importlib.util
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from timm.models.vision_transformer import VisionTransformer
+from torchvision.models import resnet18
+
+from greenmim_mm.checkpoint import convert_state_dict
+from greenmim_mm.models import GreenMIMPretrainDecoder, GreenSwin
+
+REPO = Path(__file__).resolve().parents[2]
+ARCH = dict(embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2))
+
+
+def load_tool():
+    path = REPO / 'tools' / 'convert_checkpoint.py'
+    spec = importlib.util.spec_from_file_location('convert_checkpoint', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tool = load_tool()
+
+
+@pytest.fixture
+def weights():
+    backbone = GreenSwin(ARCH, window_size=2)
+    decoder = GreenMIMPretrainDecoder(64, 16, decoder_num_heads=2)
+    return {
+        **{'backbone.' + key: value for key, value in backbone.state_dict().items()},
+        **{'neck.' + key: value for key, value in decoder.state_dict().items()},
+    }
+
+
+@pytest.fixture
+def src(tmp_path, weights):
+    """A file with what mmengine's Runner writes."""
+    path = tmp_path / 'epoch_1.pth'
+    torch.save(
+        dict(
+            meta=dict(epoch=1, cfg='model = dict()'),
+            state_dict=weights,
+            message_hub=dict(log_scalars={'train/loss': HistoryBuffer([1.0], [1])}),
+            optimizer=dict(state={}, param_groups=[]),
+            param_schedulers=[],
+        ),
+        path,
+    )
+    return path
+
+
+def refusal(capsys, *args) -> str:
+    """The one line of a refusal."""
+    with pytest.raises(SystemExit) as exit_info:
+        tool.main([str(arg) for arg in args])
+    assert exit_info.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ''
+    assert err.count('\n') == 1 and err.endswith('\n')
+    assert 'error: ' in err
+    return err
+
+
+@pytest.mark.parametrize('target', ['mmdet', 'mmpretrain', 'greenmim_mm'])
+def test_converts(capsys, tmp_path, src, weights, target):
+    dst = tmp_path / 'swin.pth'
+    tool.main([str(src), str(dst), '--to', target])
+    out = capsys.readouterr().out
+    written = torch.load(dst, weights_only=True)
+    keep_all = target == 'greenmim_mm'
+    expected = [key for key in weights if keep_all or key.startswith('backbone.')]
+    assert list(written['state_dict']) == expected
+    assert written['meta']['source_file'] == 'epoch_1.pth'
+    assert 'licence' not in written['meta']
+    assert f'kept {len(expected)} parameters, 0 of them transformed' in out
+    assert ('pre-training decoder' in out) != keep_all
+    assert 'left out of the file: meta, message_hub, optimizer, param_schedulers' in out
+    assert f'wrote {dst}' in out
+
+
+def test_authors_file(capsys, tmp_path, src, weights):
+    authors, dst = tmp_path / 'authors.pth', tmp_path / 'swin.pth'
+    torch.save({'model': convert_state_dict(weights, 'greenmim_mm', 'greenmim')}, authors)
+    tool.main([str(authors), str(dst), '--to', 'mmdet', '--from', 'greenmim'])
+    out = capsys.readouterr().out
+    assert 'transformed 9 (channel order of patch merging)' in out
+    assert 'licence: ' in out and 'CC BY-NC 4.0' in out
+    written = torch.load(dst, weights_only=True)
+    assert 'CC BY-NC 4.0' in written['meta']['licence']
+    for key, value in written['state_dict'].items():
+        assert torch.equal(value, weights[key])
+
+
+def test_existing_file(capsys, tmp_path, src):
+    dst = tmp_path / 'swin.pth'
+    dst.write_text('precious')
+    message = refusal(capsys, src, dst, '--to', 'mmdet')
+    assert str(dst) in message and '--force' in message
+    assert dst.read_text() == 'precious'
+    tool.main([str(src), str(dst), '--to', 'mmdet', '--force'])
+    assert torch.load(dst)['meta']['format'] == 'mmdet'
+    capsys.readouterr()
+    assert 'the source itself' in refusal(capsys, src, src, '--to', 'mmdet', '--force')
+
+
+def test_missing_files(capsys, tmp_path, src):
+    message = refusal(capsys, tmp_path / 'none.pth', tmp_path / 'x.pth', '--to', 'mmdet')
+    assert 'none.pth does not exist' in message
+    message = refusal(capsys, src, tmp_path / 'none' / 'x.pth', '--to', 'mmdet')
+    assert f'folder {tmp_path / "none"} does not exist' in message
+
+
+def truncated(path):
+    torch.save({'state_dict': {'w': torch.rand(1000)}}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def text(path):
+    path.write_text('hello')
+
+
+def foreign_zip(path):
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('a.txt', 'hello')
+
+
+@pytest.mark.parametrize(
+    'write, reason',
+    [
+        (truncated, 'is truncated or is no checkpoint'),
+        (text, r'is no checkpoint (5 bytes)'),
+        (foreign_zip, 'is no checkpoint'),
+        (lambda path: torch.save([torch.zeros(1)], path), 'holds a list, not a checkpoint'),
+        (
+            lambda path: torch.save({'epoch': 3}, path),
+            "holds no parameters: found the keys ['epoch']",
+        ),
+        (lambda path: torch.save({'x': print}, path), 'could run code'),
+    ],
+)
+def test_not_a_checkpoint(capsys, tmp_path, write, reason):
+    src, dst = tmp_path / 'src.pth', tmp_path / 'dst.pth'
+    write(src)
+    message = refusal(capsys, src, dst, '--to', 'mmdet')
+    assert str(src) in message and reason in message
+    assert not dst.exists()
+
+
+@pytest.mark.parametrize('source', ['auto', 'greenmim_mm'])
+@pytest.mark.parametrize('network', ['resnet', 'vit', 'half'])
+def test_another_architecture(capsys, tmp_path, weights, network, source):
+    if network == 'resnet':
+        state_dict = resnet18().state_dict()
+    elif network == 'vit':
+        vit = VisionTransformer(img_size=32, embed_dim=16, depth=1, num_heads=2)
+        state_dict = {'backbone.' + key: value for key, value in vit.state_dict().items()}
+    else:
+        state_dict = {**weights, **{f'x.{index}': torch.zeros(1) for index in range(len(weights))}}
+    known = len(weights) if network == 'half' else 0
+    src, dst = tmp_path / 'src.pth', tmp_path / 'dst.pth'
+    torch.save({'state_dict': state_dict}, src)
+    message = refusal(capsys, src, dst, '--to', 'mmdet', '--from', source)
+    assert f'{known} of {len(state_dict)} keys' in message
+    assert not dst.exists()
+
+
+def test_wrong_source_format(capsys, tmp_path, src, weights):
+    message = refusal(capsys, src, tmp_path / 'x.pth', '--to', 'mmdet', '--from', 'greenmim')
+    assert f'0 of {len(weights)} keys fit the format greenmim' in message
