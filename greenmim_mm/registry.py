@@ -5,8 +5,13 @@ the ``locations`` are imported at the first look-up. No config needs ``custom_im
 """
 
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 MODELS = Registry(
     'model', parent=MMENGINE_MODELS, scope='greenmim_mm', locations=['greenmim_mm.models']
+)
+
+TRANSFORMS = Registry(
+    'transform', parent=MMENGINE_TRANSFORMS, scope='greenmim_mm', locations=['greenmim_mm.datasets']
 )

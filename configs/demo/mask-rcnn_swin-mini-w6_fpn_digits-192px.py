@@ -16,7 +16,6 @@ model = dict(
         num_heads=(2, 4, 8, 16),
         window_size=6,
         drop_path_rate=0.0,
-        init_cfg=None,
     ),
     neck=dict(in_channels=[48, 96, 192, 384], out_channels=64, num_outs=4),
     rpn_head=dict(

@@ -1,0 +1,31 @@
+# Pre-training needs no labels, so every image below data/imagenet/train counts, whatever the
+# folders are called and however many there are: subsets of ImageNet work as well.
+train_pipeline = [
+    # As mmcv's, but an image that cannot be read is named in the error.
+    dict(type='greenmim_mm.LoadImageFromFile'),
+    dict(
+        type='RandomResizedCrop',
+        scale=224,
+        crop_ratio_range=(0.2, 1.0),
+        backend='pillow',
+        interpolation='bicubic',
+    ),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackInputs'),
+]
+
+train_dataloader = dict(
+    batch_size=256,
+    num_workers=8,
+    persistent_workers=True,
+    pin_memory=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(
+        type='CustomDataset',
+        data_root='data/imagenet',
+        data_prefix='train',
+        with_label=False,
+        pipeline=train_pipeline,
+    ),
+)

@@ -1,0 +1,91 @@
+"""Checks that a data set's files are there, before a model is built."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+_IMAGE_FOLDERS = ('CustomDataset', 'ImageNet', 'ImageNet21k')
+_COCO_LIKE = ('CocoDataset',)
+# mmpretrain's default of the argument ``extensions``.
+_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
+
+
+class DataError(ValueError):
+    """Files of a data set are missing; the message names the path and the remedy."""
+
+
+def check_dataset(dataset: Mapping[str, Any], option: str = 'dataset') -> None:
+    """Check that the files of a data set config exist.
+
+    Looks at mmpretrain's image folders and mmdet's COCO data sets, also inside wrappers such as
+    ``RepeatDataset``. Other data sets (some download themselves) and remote storage pass.
+
+    Args:
+        dataset: Config of the data set.
+        option: Where it lies in the config, e.g. ``train_dataloader.dataset``; the message tells
+            the user to set ``<option>.data_root``.
+
+    Raises:
+        DataError: If a folder or an annotation file does not exist or a folder has no image.
+    """
+    for inner, name in _datasets(dataset, option):
+        kind = inner.get('type', '')
+        kind = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+        kind = kind.rpartition('.')[2]
+        if inner.get('backend_args') or kind not in _IMAGE_FOLDERS + _COCO_LIKE:
+            continue
+        root = inner.get('data_root') or ''
+        prefix = inner.get('data_prefix') or inner.get('split') or ''
+        if isinstance(prefix, Mapping):
+            prefix = prefix.get('img_path', prefix.get('img', ''))
+        folder, ann_file = _join(root, prefix), inner.get('ann_file') or ''
+        if '://' in folder:
+            continue
+        remedy = f'set it with --cfg-options {name}.data_root=FOLDER'
+        if not folder:
+            raise DataError(f'{name} names no data folder; {remedy}')
+        if not os.path.isdir(folder):
+            raise DataError(f'data folder {folder} of {name} does not exist; {remedy}')
+        if ann_file and not os.path.isfile(_join(root, ann_file)):
+            raise DataError(
+                f'annotation file {_join(root, ann_file)} of {name} does not exist; put it there '
+                f'or {remedy}'
+            )
+        # Listed images are not searched for: their names may have any ending.
+        searched = kind in _IMAGE_FOLDERS and not ann_file
+        extensions = tuple(inner.get('extensions') or _EXTENSIONS) if searched else ('',)
+        # With labels mmpretrain takes classes from subfolders and no image beside them.
+        below = searched and inner.get('with_label', True) and inner.get('split') != 'test'
+        if not _has_file(Path(folder), extensions, below):
+            place = 'the folders of classes in it' if below else 'it or in its subfolders'
+            raise DataError(
+                f'data folder {folder} of {name} has no image'
+                + (f' ({", ".join(extensions)}) in {place}' if searched else '')
+                + f'; put images there, or name another folder: {remedy}'
+            )
+
+
+def _datasets(dataset: Any, name: str) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """The data sets inside wrappers, with their place in the config."""
+    if isinstance(dataset, (list, tuple)):
+        for index, inner in enumerate(dataset):
+            yield from _datasets(inner, f'{name}.{index}')
+    elif isinstance(dataset, Mapping):
+        yield dataset, name
+        for key in ('dataset', 'datasets'):
+            yield from _datasets(dataset.get(key), f'{name}.{key}')
+
+
+def _join(root: str, path: str) -> str:
+    return os.path.expanduser(os.path.join(root, path) if path else root)
+
+
+def _has_file(folder: Path, extensions: tuple[str, ...], below: bool) -> bool:
+    """Whether a file with one of the endings lies in the folder; stops at the first."""
+    for path, _, names in os.walk(folder, followlinks=True):
+        if below and Path(path) == folder:
+            continue
+        if any(name.lower().endswith(extensions) for name in names):
+            return True
+    return False
