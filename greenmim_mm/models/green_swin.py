@@ -137,7 +137,7 @@ class GreenSwin(BaseModule):
         self.num_features = [self.embed_dims << stage for stage in range(num_stages)]
 
         self.patch_embed = PatchEmbed(in_channels, self.embed_dims, PATCH_SIZE, norm_eps)
-        drop_path = torch.linspace(0, drop_path_rate, sum(self.depths)).tolist()
+        drop_path = torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu').tolist()
         self.stages = nn.ModuleList()
         for stage, (width, depth, heads) in enumerate(
             zip(self.num_features, self.depths, self.num_heads, strict=True)

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..ops import AttentionPlan, group_attention, relative_position_index
+from ..ops import (
+    AttentionPlan,
+    gelu_linear,
+    group_attention,
+    norm_linear,
+    relative_position_index,
+)
 
 
 class PatchEmbed(nn.Module):
@@ -58,7 +64,7 @@ class WindowMSA(nn.Module):
         self, embed_dims: int, num_heads: int, window_size: int, qkv_bias: bool = True
     ) -> None:
         super().__init__()
-        self.backend = 'sdpa'
+        self.backend = 'recompute'
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros((2 * window_size - 1) ** 2, num_heads)
         )
@@ -67,10 +73,11 @@ class WindowMSA(nn.Module):
         self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
         self.proj = nn.Linear(embed_dims, embed_dims)
 
-    def forward(self, x: Tensor, plan: AttentionPlan) -> Tensor:
-        """``(B, N, C)`` to ``(B, N, C)``."""
+    def forward(self, x: Tensor, norm: nn.LayerNorm, plan: AttentionPlan) -> Tensor:
+        """Normalise and attend, ``(B, N, C)`` to ``(B, N, C)``."""
+        qkv = norm_linear(x, norm.weight, norm.bias, norm.eps, self.qkv.weight, self.qkv.bias)
         x = group_attention(
-            self.qkv(x), self.relative_position_bias_table, plan, self.qkv.bias, self.backend
+            qkv, self.relative_position_bias_table, plan, self.qkv.bias, self.backend
         )
         return self.proj(x)
 
@@ -90,9 +97,9 @@ class ShiftWindowMSA(nn.Module):
         self.w_msa = WindowMSA(embed_dims, num_heads, window_size, qkv_bias)
         self.drop = DropPath(drop_path)
 
-    def forward(self, x: Tensor, plan: AttentionPlan) -> Tensor:
-        """``(B, N, C)`` to ``(B, N, C)``."""
-        return self.drop(self.w_msa(x, plan))
+    def forward(self, x: Tensor, norm: nn.LayerNorm, plan: AttentionPlan) -> Tensor:
+        """Normalise and attend, ``(B, N, C)`` to ``(B, N, C)``."""
+        return self.drop(self.w_msa(x, norm, plan))
 
 
 class FFN(nn.Module):
@@ -106,9 +113,11 @@ class FFN(nn.Module):
         )
         self.drop = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, N, C)`` to ``(B, N, C)``."""
-        return self.drop(self.layers(x))
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Normalise and transform, ``(B, N, C)`` to ``(B, N, C)``."""
+        first, second = self.layers[0][0], self.layers[1]
+        x = norm_linear(x, norm.weight, norm.bias, norm.eps, first.weight, first.bias)
+        return self.drop(gelu_linear(x, second.weight, second.bias))
 
 
 class SwinBlock(nn.Module):
@@ -150,8 +159,8 @@ class SwinBlock(nn.Module):
         return self._forward(x, plan)
 
     def _forward(self, x: Tensor, plan: AttentionPlan) -> Tensor:
-        x = x + self.attn(self.norm1(x), plan)
-        return x + self.ffn(self.norm2(x))
+        x = x + self.attn(x, self.norm1, plan)
+        return x + self.ffn(x, self.norm2)
 
 
 class PatchMerging(nn.Module):
@@ -169,16 +178,9 @@ class PatchMerging(nn.Module):
 
     def forward(self, cells: Tensor) -> Tensor:
         """``(B, N / 4, 4 * C)`` with the tokens of a cell row by row, to ``(B, N / 4, 2 * C)``."""
-        weight, bias = self.norm.weight.view(-1, 4), self.norm.bias.view(-1, 4)
-        x = F.layer_norm(
-            cells,
-            self.norm.normalized_shape,
-            weight.t().flatten(),
-            bias.t().flatten(),
-            self.norm.eps,
-        )
+        scale, offset = (p.view(-1, 4).t().flatten() for p in (self.norm.weight, self.norm.bias))
         reduction = self.reduction.weight.unflatten(1, (-1, 4)).transpose(1, 2).flatten(1)
-        return F.linear(x, reduction)
+        return norm_linear(cells, scale, offset, self.norm.eps, reduction, None)
 
 
 class SwinStage(nn.Module):

@@ -22,6 +22,7 @@ from .masking import (
     random_mask,
     unit_grid,
 )
+from .recompute import gelu_linear, norm_linear
 
 __all__ = [
     'BACKENDS',
@@ -35,11 +36,13 @@ __all__ = [
     'attention_cost',
     'check_mask_ratio',
     'dense_plan',
+    'gelu_linear',
     'group_attention',
     'group_windows',
     'grouped_plan',
     'mask_generator',
     'merge_cells',
+    'norm_linear',
     'pack_windows',
     'random_mask',
     'relative_position_index',

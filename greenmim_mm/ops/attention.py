@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .layout import GroupPlan, to_device
 
-BACKENDS = ('sdpa', 'reference')
+BACKENDS = ('recompute', 'sdpa', 'reference')
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def group_attention(
     bias_table: Tensor,
     plan: AttentionPlan,
     padding_qkv: Tensor | None = None,
-    backend: str = 'sdpa',
+    backend: str = 'recompute',
 ) -> Tensor:
     """Attention of each token over the tokens of its window (GreenMIM, section 3.2).
 
@@ -104,8 +104,9 @@ def group_attention(
         plan: Where the ``N`` tokens sit.
         padding_qkv: ``(3 * C,)`` projection of a padding token, which is zero before the
             projection: its bias. None stands for zeros (a projection without bias).
-        backend: 'sdpa' (groups, fused where PyTorch has a fused kernel) or 'reference' (a loop
-            over windows, for tests).
+        backend: 'recompute' (groups; keeps ``qkv`` alone for the backward pass), 'sdpa' (groups
+            through PyTorch's scaled_dot_product_attention) or 'reference' (a loop over queries,
+            for tests).
 
     Returns:
         ``(B, N, C)``, heads concatenated, in ``qkv``'s dtype.
@@ -123,6 +124,9 @@ def group_attention(
         raise ValueError(f'backend={backend!r} is unknown; use one of {BACKENDS}')
     if plan.padding is not None and padding_qkv is None:
         padding_qkv = qkv.new_zeros(width)
+    if backend == 'recompute':
+        with torch.autocast(qkv.device.type, enabled=False):
+            return _Recomputed.apply(qkv, padding_qkv, bias_table, plan)
     slots = _ToSlots.apply(qkv, padding_qkv, plan.token, plan.slot, plan.padding)
     groups, size = plan.window.shape
     # (B, G, g, 3, heads, d) -> three of (B, G, heads, g, d)
@@ -135,11 +139,17 @@ def group_attention(
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, plan: AttentionPlan) -> Tensor:
     """Scaled dot-product attention with one additive bias for positions and windows."""
-    bias = bias_table.to(q.dtype).t().index_select(1, plan.bias_index.flatten())
-    bias = bias.view(-1, *plan.bias_index.shape).transpose(0, 1)  # (P, heads, g, g)
+    bias = _additive_bias(bias_table.to(q.dtype), plan)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def _additive_bias(bias_table: Tensor, plan: AttentionPlan) -> Tensor:
+    """``(P or G, heads, g, g)``: the position's bias, minus infinity between windows."""
+    bias = bias_table.t().index_select(1, plan.bias_index.flatten())
+    bias = bias.view(-1, *plan.bias_index.shape).transpose(0, 1)
     if plan.blocked is not None:
         bias = bias.masked_fill(plan.blocked[:, None], float('-inf'))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return bias
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, plan: AttentionPlan) -> Tensor:
@@ -156,6 +166,89 @@ def _reference(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, plan: Attent
             weight = score.softmax(dim=-1)
             out[:, group, :, query] = torch.einsum('bhk,bhkd->bhd', weight, v[:, group, :, keys])
     return out
+
+
+class _Recomputed(torch.autograd.Function):
+    """Group attention that keeps nothing for the backward pass but its input.
+
+    Groups, bias and attention weights are made again there: one batched product and one softmax,
+    against memory of the size heads x slots x group size.
+    """
+
+    @staticmethod
+    def forward(ctx, qkv, padding_row, bias_table, plan):
+        ctx.save_for_backward(qkv, padding_row, bias_table)
+        ctx.plan = plan
+        _, _, v, weight = _weights(qkv, padding_row, bias_table, plan)
+        out = torch.bmm(weight, v)
+        heads, batch = bias_table.shape[1], len(qkv)
+        groups, size = plan.window.shape
+        out = out.view(batch, groups, heads, size, -1).transpose(2, 3)
+        return out.reshape(batch, groups * size, -1).index_select(1, plan.slot)
+
+    @staticmethod
+    def backward(ctx, grad):
+        qkv, padding_row, bias_table = ctx.saved_tensors
+        plan, batch, heads = ctx.plan, len(qkv), bias_table.shape[1]
+        groups, size = plan.window.shape
+        q, k, v, weight = _weights(qkv, padding_row, bias_table, plan)
+        # Slots without a token have no output, hence no gradient.
+        grad_out = grad.new_zeros(batch, groups * size, grad.shape[2])
+        grad_out.index_copy_(1, plan.slot, grad)
+        grad_out = grad_out.view(batch, groups, size, heads, -1).transpose(2, 3)
+        grad_out = grad_out.reshape(v.shape)
+
+        grads = qkv.new_empty(3, *v.shape)
+        torch.bmm(weight.transpose(1, 2), grad_out, out=grads[2])
+        grad_weight = torch.bmm(grad_out, v.transpose(1, 2))
+        grad_score = torch.ops.aten._softmax_backward_data(
+            grad_weight, weight, -1, grad_weight.dtype
+        )
+        torch.bmm(grad_score, k, out=grads[0])
+        grads[0].mul_(v.shape[2] ** -0.5)
+        torch.bmm(grad_score.transpose(1, 2), q, out=grads[1])
+
+        grads = grads.view(3, batch, groups, heads, size, -1).permute(1, 2, 4, 0, 3, 5)
+        grads = grads.reshape(batch, groups * size, -1)
+        # An unused slot meets unused slots alone, and nobody reads its output: no gradient.
+        grad_qkv = grads.index_select(1, plan.slot)
+        grad_row = grad_table = None
+        if padding_row is not None and ctx.needs_input_grad[1]:
+            grad_row = torch.zeros_like(padding_row)
+            if plan.padding is not None:
+                grad_row += grads.index_select(1, plan.padding).sum((0, 1))
+        if ctx.needs_input_grad[2]:
+            grad_score = grad_score.view(batch, groups, heads, size, size)
+            shared = len(plan.bias_index) == 1
+            grad_bias = grad_score.sum((0, 1) if shared else 0, dtype=bias_table.dtype)
+            grad_bias = grad_bias.view(-1, heads, size * size).transpose(0, 1).reshape(heads, -1)
+            grad_table = bias_table.new_zeros(bias_table.shape[::-1])
+            grad_table = grad_table.index_add_(1, plan.bias_index.flatten(), grad_bias).t()
+        return grad_qkv, grad_row, grad_table, None
+
+
+def _weights(
+    qkv: Tensor, padding_row: Tensor | None, bias_table: Tensor, plan: AttentionPlan
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scaled queries, keys, values ``(B * G * heads, g, d)`` and attention ``(..., g, g)``."""
+    batch, _, width = qkv.shape
+    heads = bias_table.shape[1]
+    groups, size = plan.window.shape
+    slots = qkv.index_select(1, plan.token)
+    if plan.padding is not None:
+        slots[:, plan.padding] = padding_row.to(qkv.dtype)
+    slots = slots.view(batch, groups, size, 3, heads, -1).permute(3, 0, 1, 4, 2, 5)
+    q, k, v = slots.reshape(3, batch * groups * heads, size, -1)
+    q = q * (width // 3 // heads) ** -0.5
+    bias = _additive_bias(bias_table.to(qkv.dtype), plan)
+    score = bias.expand(batch, groups, heads, size, size).reshape(-1, size, size)
+    if score.data_ptr() == bias.data_ptr():  # a single group of a single image is not copied
+        score = score.clone()
+    score.baddbmm_(q, k.transpose(1, 2))
+    # Half precision is too coarse for the sum of a softmax.
+    low = qkv.dtype in (torch.float16, torch.bfloat16)
+    weight = torch.softmax(score, -1, dtype=torch.float32 if low else None).to(qkv.dtype)
+    return q, k, v, weight
 
 
 class _ToSlots(torch.autograd.Function):

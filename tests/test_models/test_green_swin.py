@@ -92,7 +92,7 @@ def test_gradients_of_the_masked_network():
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8, msg=name)
 
 
-@pytest.mark.parametrize('backend', ['reference'])
+@pytest.mark.parametrize('backend', ['sdpa', 'reference'])
 def test_backends_agree(backend):
     model = make(window_size=4)
     x = images(64, 96)
