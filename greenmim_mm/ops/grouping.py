@@ -34,11 +34,11 @@ class Grouping:
     cost: float
 
 
-def attention_cost(group_size: int, linear: float = 32.0) -> float:
+def attention_cost(group_size: np.ndarray, linear: float = 32.0) -> np.ndarray:
     """Cost of one group, in query-key pairs: ``g * g + linear * g``.
 
     Args:
-        group_size: Slots ``g`` of the group.
+        group_size: Slots ``g`` of the group, a number or an array of them.
         linear: What a slot costs besides its pairs (gathering queries, keys and values and
             putting the result back), in units of one pair. 32 is the head width of every Swin:
             moving a slot costs about as much as ``head width`` pairs.
@@ -120,16 +120,18 @@ def _fullest(remaining: dict[int, int], group_size: int) -> dict[int, int]:
 
 
 def group_windows(
-    sizes: Sequence[int] | np.ndarray, cost: Callable[[int], float] = attention_cost
+    sizes: Sequence[int] | np.ndarray,
+    cost: Callable[[np.ndarray], np.ndarray] = attention_cost,
 ) -> Grouping:
     """Choose the group size and the packing of least cost (GreenMIM, section 3.3, eq. 4).
 
-    Every group size from the largest window up is considered. A size is skipped only when even
-    perfectly full groups of it would cost at least as much as the best packing found so far.
+    Every group size from the largest window up is considered, the most promising first. The
+    search ends where even perfectly full groups would cost more than the best packing found.
 
     Args:
         sizes: Tokens of each window, ``(num_windows,)``, all positive.
-        cost: Cost of one group of a given size. The total is ``num_groups * cost(g)``.
+        cost: Cost of one group for an array of group sizes. The total is
+            ``num_groups * cost(g)``.
 
     Returns:
         The cheapest packing; the smallest group size wins a tie.
@@ -142,13 +144,17 @@ def group_windows(
         raise ValueError(f'group_windows needs windows of at least one token, got sizes {sizes}')
     counts = dict(Counter(sizes))
     total = sum(sizes)
-    best_size, best_cost = 0, float('inf')
-    for group_size in range(max(sizes), total + 1):
-        each = cost(group_size)
-        if -(-total // group_size) * each >= best_cost:
-            continue
+    candidates = np.arange(max(sizes), total + 1)
+    costs = cost(candidates)
+    bounds = -(-total // candidates) * costs  # what perfectly full groups would cost
+    best_cost, best_size = float('inf'), 0
+    for index in np.argsort(bounds, kind='stable'):
+        if bounds[index] > best_cost:
+            break
+        group_size = int(candidates[index])
         num_groups = sum(repeats for _, repeats in _fills(counts, group_size))
-        if num_groups * each < best_cost:
-            best_size, best_cost = group_size, num_groups * each
+        best_cost, best_size = min(
+            (best_cost, best_size), (float(num_groups * costs[index]), group_size)
+        )
     groups = pack_windows(sizes, best_size)
     return Grouping(best_size, tuple(map(tuple, groups)), best_cost)
