@@ -4,7 +4,7 @@ _base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', 'mmdet::_base_/default_ru
 
 data_root = 'work_dirs/demo/data/coco/'
 classes = tuple('0123456789')
-max_epochs = 5
+max_epochs = 6
 
 model = dict(
     data_preprocessor=dict(pad_size_divisor=32),

@@ -73,7 +73,7 @@ class Scale:
     detect_epochs: int
 
 
-FULL = Scale('work_dirs/demo', 2000, 600, 150, 8, 5)
+FULL = Scale('work_dirs/demo', 2000, 600, 150, 7, 6)
 QUICK = Scale('work_dirs/demo_quick', 128, 48, 16, 1, 1)
 
 
@@ -249,8 +249,6 @@ def _run(
     # Neither before the config nor last: --resume and --cfg-options take what follows them.
     command = [sys.executable, script, first, *['--resume'] * resume, *rest]
     environment = dict(os.environ, PYTHONUNBUFFERED='1')
-    # With more threads than free cores, threads that spin while they wait stop each other.
-    environment.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     start = time.monotonic()
     notes.write(digest=digest, seconds=spent, done=False)
     lines: list[str] = []
