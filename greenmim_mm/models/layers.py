@@ -16,6 +16,7 @@ from ..ops import (
     gelu_linear,
     group_attention,
     norm_linear,
+    norm_mlp,
     relative_position_index,
 )
 
@@ -103,10 +104,20 @@ class ShiftWindowMSA(nn.Module):
 
 
 class FFN(nn.Module):
-    """Two linear layers with GELU between them, and stochastic depth."""
+    """Two linear layers with GELU between them, and stochastic depth.
 
-    def __init__(self, embed_dims: int, hidden_dims: int, drop_path: float = 0.0) -> None:
+    Args:
+        embed_dims: Channels of a token.
+        hidden_dims: Channels between the layers.
+        drop_path: Probability to skip the branch, per image.
+        recompute: Make the hidden channels again in the backward pass instead of keeping them.
+    """
+
+    def __init__(
+        self, embed_dims: int, hidden_dims: int, drop_path: float = 0.0, recompute: bool = False
+    ) -> None:
         super().__init__()
+        self.recompute = recompute
         self.layers = nn.Sequential(
             nn.Sequential(nn.Linear(embed_dims, hidden_dims), nn.GELU()),
             nn.Linear(hidden_dims, embed_dims),
@@ -116,8 +127,11 @@ class FFN(nn.Module):
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """Normalise and transform, ``(B, N, C)`` to ``(B, N, C)``."""
         first, second = self.layers[0][0], self.layers[1]
-        x = norm_linear(x, norm.weight, norm.bias, norm.eps, first.weight, first.bias)
-        return self.drop(gelu_linear(x, second.weight, second.bias))
+        head = (x, norm.weight, norm.bias, norm.eps, first.weight, first.bias)
+        tail = (second.weight, second.bias)
+        if self.recompute:
+            return self.drop(norm_mlp(*head, *tail))
+        return self.drop(gelu_linear(norm_linear(*head), *tail))
 
 
 class SwinBlock(nn.Module):
@@ -131,7 +145,8 @@ class SwinBlock(nn.Module):
         qkv_bias: Whether queries, keys and values have a bias.
         drop_path: Probability to skip a branch, per image.
         norm_eps: Epsilon of the LayerNorms.
-        with_cp: Keep nothing but the input for the backward pass and compute the block again.
+        with_cp: True: keep nothing but the input for the backward pass and compute the block
+            again. 'mlp': do so for the hidden channels of the MLP alone.
     """
 
     def __init__(
@@ -143,14 +158,14 @@ class SwinBlock(nn.Module):
         qkv_bias: bool = True,
         drop_path: float = 0.0,
         norm_eps: float = 1e-5,
-        with_cp: bool = False,
+        with_cp: bool | str = False,
     ) -> None:
         super().__init__()
-        self.with_cp = with_cp
+        self.with_cp = with_cp is True
         self.norm1 = nn.LayerNorm(embed_dims, norm_eps)
         self.attn = ShiftWindowMSA(embed_dims, num_heads, window_size, qkv_bias, drop_path)
         self.norm2 = nn.LayerNorm(embed_dims, norm_eps)
-        self.ffn = FFN(embed_dims, int(mlp_ratio * embed_dims), drop_path)
+        self.ffn = FFN(embed_dims, int(mlp_ratio * embed_dims), drop_path, with_cp == 'mlp')
 
     def forward(self, x: Tensor, plan: AttentionPlan) -> Tensor:
         """``(B, N, C)`` to ``(B, N, C)``."""

@@ -22,7 +22,7 @@ from .masking import (
     random_mask,
     unit_grid,
 )
-from .recompute import gelu_linear, norm_linear
+from .recompute import gelu_linear, norm_linear, norm_mlp
 
 __all__ = [
     'BACKENDS',
@@ -43,6 +43,7 @@ __all__ = [
     'mask_generator',
     'merge_cells',
     'norm_linear',
+    'norm_mlp',
     'pack_windows',
     'random_mask',
     'relative_position_index',

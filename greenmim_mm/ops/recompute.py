@@ -66,38 +66,74 @@ def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return _GeluLinear.apply(x, weight, bias)
 
 
+def norm_mlp(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+) -> Tensor:
+    """``linear2(gelu(linear1(layer_norm(x))))``; only ``x`` is kept.
+
+    Against :func:`norm_linear` and :func:`gelu_linear` in turn this makes the hidden layer again,
+    a ninth of the arithmetic of a block's training step.
+
+    Args:
+        x: ``(..., C)``.
+        norm_weight: ``(C,)`` scale of the LayerNorm.
+        norm_bias: ``(C,)`` offset of the LayerNorm.
+        eps: Epsilon of the LayerNorm.
+        weight1: ``(H, C)``.
+        bias1: ``(H,)``.
+        weight2: ``(D, H)``.
+        bias2: ``(D,)``.
+
+    Returns:
+        ``(..., D)``, in autocast's dtype inside autocast.
+    """
+    dtype = compute_dtype(x)
+    layers = (p.to(dtype) for p in (weight1, bias1, weight2, bias2))
+    with torch.autocast(x.device.type, enabled=False):
+        return _NormMlp.apply(x, norm_weight, norm_bias, eps, *layers)
+
+
 class _NormLinear(torch.autograd.Function):
     """LayerNorm in the dtype of its parameters, then the linear layer in the dtype of its own."""
 
     @staticmethod
     def forward(ctx, x, norm_weight, norm_bias, eps, weight, bias):
-        shape = norm_weight.shape
-        ctx.input_dtype = x.dtype
-        normed, mean, rstd = torch.native_layer_norm(
-            x.to(norm_weight.dtype), shape, norm_weight, norm_bias, eps
-        )
+        normed, mean, rstd = _normalise(x, norm_weight, norm_bias, eps)
         ctx.save_for_backward(x, norm_weight, norm_bias, mean, rstd, weight)
         return F.linear(normed.to(weight.dtype), weight, bias)
 
     @staticmethod
     def backward(ctx, grad):
-        x, norm_weight, norm_bias, mean, rstd, weight = ctx.saved_tensors
-        x = x.to(norm_weight.dtype)
-        normed = (x - mean).mul_(rstd).mul_(norm_weight).add_(norm_bias).to(weight.dtype)
-        grad_weight, grad_bias = _linear_gradients(ctx.needs_input_grad[4:], grad, normed)
-        grad_x, grad_scale, grad_offset = torch.ops.aten.native_layer_norm_backward(
-            (grad @ weight).to(x.dtype),
-            x,
-            norm_weight.shape,
-            mean,
-            rstd,
-            norm_weight,
-            norm_bias,
-            list(ctx.needs_input_grad[:3]),
-        )
-        if grad_x is not None:
-            grad_x = grad_x.to(ctx.input_dtype)
-        return grad_x, grad_scale, grad_offset, None, grad_weight, grad_bias
+        *norm, weight = ctx.saved_tensors
+        normed = _normalised(*norm).to(weight.dtype)
+        grads = _linear_gradients(ctx.needs_input_grad[4:], grad, normed)
+        return *_norm_gradients(ctx.needs_input_grad[:3], grad @ weight, *norm), None, *grads
+
+
+class _NormMlp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, norm_weight, norm_bias, eps, weight1, bias1, weight2, bias2):
+        normed, mean, rstd = _normalise(x, norm_weight, norm_bias, eps)
+        ctx.save_for_backward(x, norm_weight, norm_bias, mean, rstd, weight1, bias1, weight2)
+        return F.linear(F.gelu(F.linear(normed.to(weight1.dtype), weight1, bias1)), weight2, bias2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        *norm, weight1, bias1, weight2 = ctx.saved_tensors
+        normed = _normalised(*norm).to(weight1.dtype)
+        hidden = F.linear(normed, weight1, bias1)
+        grads2 = _linear_gradients(ctx.needs_input_grad[6:], grad, F.gelu(hidden))
+        grad = torch.ops.aten.gelu_backward(grad @ weight2, hidden)
+        grads1 = _linear_gradients(ctx.needs_input_grad[4:6], grad, normed)
+        norm_grads = _norm_gradients(ctx.needs_input_grad[:3], grad @ weight1, *norm)
+        return *norm_grads, None, *grads1, *grads2
 
 
 class _GeluLinear(torch.autograd.Function):
@@ -126,3 +162,38 @@ def _linear_gradients(
     grad_weight = grad.t() @ x.reshape(-1, x.shape[-1]) if needed[0] else None
     grad_bias = grad.sum(0) if needed[1] else None
     return grad_weight, grad_bias
+
+
+def _normalise(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """LayerNorm in the dtype of its parameters: tokens, means and inverse deviations."""
+    return torch.native_layer_norm(x.to(weight.dtype), weight.shape, weight, bias, eps)
+
+
+def _normalised(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    """The tokens of :func:`_normalise` once more, from its statistics."""
+    return (x.to(weight.dtype) - mean).mul_(rstd).mul_(weight).add_(bias)
+
+
+def _norm_gradients(
+    needed: tuple[bool, bool, bool],
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of LayerNorm's input, scale and offset; ``grad`` is that of its result."""
+    grad_x, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
+        grad.to(weight.dtype),
+        x.to(weight.dtype),
+        weight.shape,
+        mean,
+        rstd,
+        weight,
+        bias,
+        list(needed),
+    )
+    return None if grad_x is None else grad_x.to(x.dtype), grad_weight, grad_bias

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from greenmim_mm.ops import gelu_linear, norm_linear
+from greenmim_mm.ops import gelu_linear, norm_linear, norm_mlp
 
 
 def tensors(*shapes, dtype=torch.float64):
@@ -43,6 +43,17 @@ def test_gelu_linear(with_bias):
         gelu_linear,
         lambda x, *rest: F.linear(F.gelu(x), *rest),
         [x, weight, bias if with_bias else None],
+    )
+
+
+def test_norm_mlp():
+    inputs = tensors((2, 5, 8), 8, 8, (12, 8), 12, (6, 12), 6)
+    check(
+        lambda *a: norm_mlp(*a[:3], 1e-6, *a[3:]),
+        lambda *a: F.linear(
+            F.gelu(F.linear(F.layer_norm(a[0], (8,), a[1], a[2], 1e-6), *a[3:5])), *a[5:]
+        ),
+        inputs,
     )
 
 
@@ -90,3 +101,8 @@ def test_what_is_kept():
         gelu_linear(y, weight.t(), None)
     large = {t.untyped_storage().data_ptr() for t in kept if t.numel() >= 64 * 8}
     assert large == {x.untyped_storage().data_ptr(), y.untyped_storage().data_ptr()}
+    kept.clear()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        norm_mlp(x, scale, offset, 1e-5, weight, bias, weight.t(), offset)
+    large = {t.untyped_storage().data_ptr() for t in kept if t.numel() >= 64 * 8}
+    assert large == {x.untyped_storage().data_ptr()}
