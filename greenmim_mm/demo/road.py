@@ -124,7 +124,7 @@ def steps(scale: Scale) -> list[Step]:
             'paint hidden parts of images that pre-training has not seen',
             (
                 *('tools/reconstruct.py', PRETRAIN, pretrained),
-                *(f'{here}/data/coco/val/{index:06d}.jpg' for index in range(6)),
+                *(f'{here}/data/coco/val/{index:06d}.jpg' for index in range(1, 7)),
                 *('--out', f'{here}/reconstruct/reconstructions.png', '--mask-ratio', '0.6'),
                 '--force',
             ),
