@@ -1,0 +1,1 @@
+"""What ``tools/benchmark.py`` runs: candidates, measuring, tables. Imported by nothing else."""

@@ -1,0 +1,256 @@
+"""The table of pre-training candidates, and how each is built.
+
+No candidate skips layers at random: mmpretrain's SimMIM has a ``drop_path_rate`` of 0.1 by
+default, which takes time and is not part of the method. Weights are as PyTorch makes them, since
+their values do not change the work.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from importlib import import_module
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..models import GreenMIMPretrainDecoder, GreenSwin
+from ..models.green_swin import ARCHS
+from ..ops import UNIT_SIZE, random_mask, to_device, unit_grid
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to pre-train.
+
+    Attributes:
+        name: Name on the command line.
+        group: Candidates of a group are measured in turn; others are held to the first.
+        label: What it is, for people.
+        build: Makes the model for a candidate. Calling the model with images ``(B, 3, S, S)`` and
+            what its ``draw(images)`` returned gives the loss. ``draw`` is what a data loader
+            would do and is not timed.
+        arch: As the backbone takes it.
+        img_size: Side of the images in pixels.
+        window_size: Side of the windows in tokens, of Swin.
+        batch: Images of a step on a CPU; 32 times as many on CUDA.
+        options: Further arguments of the backbone.
+        needs: Packages that the model comes from.
+    """
+
+    name: str
+    group: str
+    label: str
+    build: Callable[['Candidate'], nn.Module]
+    arch: str | dict
+    img_size: int = 224
+    window_size: int = 7
+    batch: int = 8
+    options: dict = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+
+
+def missing(packages: Sequence[str]) -> str:
+    """Why something that needs these packages is skipped; empty if it need not be."""
+    for package in packages:
+        if find_spec(package) is None:
+            return f'skipped: {package} is not installed'
+        try:
+            import_module(package)
+        # OpenMMLab's packages assert the versions of each other.
+        except (ImportError, AssertionError) as error:
+            reason = str(error).partition('\n')[0]
+            return f'skipped: {package} cannot be imported ({reason})'
+    return ''
+
+
+class GreenMIMStep(nn.Module):
+    """GreenMIM without mmpretrain: the work of ``GreenMIM.loss`` with a norm_pix L2 head.
+
+    The benchmark always uses this class and not the algorithm for mmpretrain, so that figures do
+    not depend on what is installed; a test holds it to the algorithm.
+    """
+
+    def __init__(self, candidate: Candidate) -> None:
+        super().__init__()
+        self.backbone = GreenSwin(
+            candidate.arch,
+            window_size=candidate.window_size,
+            drop_path_rate=0.0,
+            **candidate.options,
+        )
+        self.neck = GreenMIMPretrainDecoder(self.backbone.num_features[-1])
+        self.rng = np.random.default_rng(0)
+
+    def draw(self, images: Tensor) -> None:
+        """Nothing: masks are drawn, and groups planned, in the step."""
+
+    def mask(self, images: Tensor) -> np.ndarray:
+        """The mask of the next step, ``(L,)`` bool, True = masked: three quarters."""
+        rows, columns = unit_grid(*images.shape[-2:])
+        return random_mask(rows * columns, 0.75, self.rng)
+
+    def plan(self, images: Tensor) -> None:
+        """Draw a mask and plan a step, as :meth:`forward` does."""
+        self.backbone.plan(self.mask(images), unit_grid(*images.shape[-2:]), images.device)
+
+    def forward(self, images: Tensor, drawn: None = None) -> Tensor:
+        """Loss of images ``(B, 3, S, S)``, masks included."""
+        return self.masked_loss(images, self.mask(images))
+
+    def masked_loss(self, images: Tensor, mask: np.ndarray) -> Tensor:
+        """Squared error of the normalised pixels of hidden units; mask ``(L,)``, True = masked."""
+        grid = unit_grid(*images.shape[-2:])
+        painted = self.neck(self.backbone(images, mask), mask, grid)
+        hidden = np.flatnonzero(mask)
+        row, column = (to_device(i, images.device) for i in np.divmod(hidden, grid[1]))
+        units = images.unflatten(3, (-1, UNIT_SIZE)).unflatten(2, (-1, UNIT_SIZE))
+        # (hidden, B, C, 32, 32) -> (B, hidden, 32 * 32 * C)
+        units = units[:, :, row, :, column].permute(1, 0, 3, 4, 2).flatten(2)
+        variance, mean = torch.var_mean(units, dim=-1, keepdim=True)
+        target = (units - mean) / (variance + 1e-6) ** 0.5
+        return F.mse_loss(painted.index_select(1, to_device(hidden, images.device)), target)
+
+
+class PeerStep(nn.Module):
+    """An algorithm of mmpretrain."""
+
+    def __init__(self, config: dict, hidden: float | None = None) -> None:
+        super().__init__()
+        from mmpretrain.registry import MODELS
+
+        self.model = MODELS.build(config)
+        self.hidden = hidden
+
+    def draw(self, images: Tensor) -> list | None:
+        """Data samples with a mask for each image, where the algorithm wants them.
+
+        32x32 pixel units are hidden, on the grid of patches of 4x4 pixels.
+        """
+        if self.hidden is None:
+            return None
+        from mmpretrain.structures import DataSample
+
+        batch, side = len(images), images.shape[-1] // UNIT_SIZE
+        ranks = torch.rand(batch, side * side, device=images.device).argsort(1).argsort(1)
+        mask = (ranks < self.hidden * side * side).long().view(batch, side, side)
+        mask = mask.repeat_interleave(UNIT_SIZE // 4, 1).repeat_interleave(UNIT_SIZE // 4, 2)
+        return [DataSample().set_mask(one) for one in mask]
+
+    def forward(self, images: Tensor, drawn: list | None) -> Tensor:
+        """Loss of images ``(B, 3, S, S)``."""
+        return self.model.loss(images, drawn)['loss']
+
+
+def simmim(candidate: Candidate) -> PeerStep:
+    """SimMIM of mmpretrain, as its recipes have it, six tenths hidden.
+
+    A window shrinks where the map is smaller, as in the paper's code; mmpretrain's recipe for
+    Swin-L pads the last map to the window instead, which takes more time and memory.
+    """
+    sides = [candidate.img_size // (4 << stage) for stage in range(4)]
+    windows = [dict(window_size=min(candidate.window_size, side)) for side in sides]
+    backbone = dict(
+        type='SimMIMSwinTransformer',
+        arch=candidate.arch,
+        img_size=candidate.img_size,
+        drop_path_rate=0.0,
+        stage_cfgs=[dict(block_cfgs=window) for window in windows],
+        **candidate.options,
+    )
+    arch = ARCHS[candidate.arch] if isinstance(candidate.arch, str) else candidate.arch
+    return PeerStep(
+        dict(
+            type='SimMIM',
+            backbone=backbone,
+            neck=dict(
+                type='SimMIMLinearDecoder', in_channels=8 * arch['embed_dims'], encoder_stride=32
+            ),
+            head=dict(
+                type='SimMIMHead',
+                patch_size=4,
+                loss=dict(type='PixelReconstructionLoss', criterion='L1', channel=3),
+            ),
+        ),
+        hidden=0.6,
+    )
+
+
+def mae(candidate: Candidate) -> PeerStep:
+    """MAE of mmpretrain, as its recipes have it; it draws its masks itself."""
+    return PeerStep(
+        dict(
+            type='MAE',
+            backbone=dict(
+                type='MAEViT',
+                arch=candidate.arch,
+                img_size=candidate.img_size,
+                patch_size=16,
+                mask_ratio=0.75,
+            ),
+            neck=dict(
+                type='MAEPretrainDecoder',
+                num_patches=(candidate.img_size // 16) ** 2,
+                patch_size=16,
+                embed_dim=candidate.arch['embed_dims'],
+                decoder_embed_dim=512,
+                decoder_depth=8,
+                decoder_num_heads=16,
+            ),
+            head=dict(
+                type='MAEPretrainHead',
+                norm_pix=True,
+                patch_size=16,
+                loss=dict(type='PixelReconstructionLoss', criterion='L2'),
+            ),
+        )
+    )
+
+
+def swin_group(arch: str, window: int, paper_window: int, batch: int) -> list[Candidate]:
+    """GreenMIM, plain and sparing memory, and SimMIM at its paper's size and at GreenMIM's."""
+    title = f'Swin-{arch[0].upper()}'
+    ours = dict(build=GreenMIMStep, arch=arch, window_size=window, batch=batch)
+    peer = dict(build=simmim, arch=arch, batch=batch, needs=('mmcv', 'mmpretrain'))
+    size = f'{title}, 224 px, window {window}'
+    lean = f"GreenMIM {size}, with_cp='mlp'"
+    paper = f'SimMIM {title}, 192 px, window {paper_window}'
+    return [
+        Candidate(f'greenmim-{arch}', title, f'GreenMIM {size}', **ours),
+        Candidate(f'greenmim-{arch}-mlp', title, lean, options=dict(with_cp='mlp'), **ours),
+        Candidate(
+            f'simmim-{arch}-192', title, paper, img_size=192, window_size=paper_window, **peer
+        ),
+        Candidate(f'simmim-{arch}-224', title, f'SimMIM {size}', window_size=window, **peer),
+    ]
+
+
+VIT_BASE = dict(embed_dims=768, num_layers=12, num_heads=12, feedforward_channels=3072)
+
+CANDIDATES = [
+    *swin_group('tiny', 7, 6, 8),
+    *swin_group('base', 7, 6, 8),
+    Candidate(
+        'mae-base', 'Swin-B', 'MAE ViT-B/16, 224 px', mae, VIT_BASE, needs=('mmcv', 'mmpretrain')
+    ),
+    *swin_group('large', 14, 12, 4),
+]
+
+
+def select(patterns: Sequence[str] | None) -> list[Candidate]:
+    """Candidates whose names match one of the shell-style patterns; all for None.
+
+    Raises:
+        ValueError: If a pattern matches nothing.
+    """
+    for pattern in patterns or ():
+        if not any(fnmatchcase(candidate.name, pattern) for candidate in CANDIDATES):
+            names = ', '.join(candidate.name for candidate in CANDIDATES)
+            raise ValueError(f'--models: no model is named {pattern}; there are {names}')
+    return [
+        candidate
+        for candidate in CANDIDATES
+        if patterns is None or any(fnmatchcase(candidate.name, p) for p in patterns)
+    ]

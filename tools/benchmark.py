@@ -1,0 +1,209 @@
+"""Measures GreenMIM against its peers: speed and memory, on this machine, in one run.
+
+Commands:
+  pretrain   steps of GreenMIM, SimMIM and MAE (default)
+  grouping   how the time to plan a step grows with the image
+  dense      GreenSwin in a detector against mmdet's Swin
+
+A table in Markdown goes to stdout, progress to stderr. Candidates of a group take turns; medians
+are printed with the least and the greatest value. Candidates whose package is missing, or whose
+batch does not fit, are listed with the reason. Ctrl-C prints what was measured so far.
+"benchmark.py COMMAND --help" lists the options of a command.
+
+Examples:
+  python tools/benchmark.py
+  python tools/benchmark.py --models '*-base*' --repeats 7 --json base.json
+  python tools/benchmark.py --device cuda --amp --batch 128 --find-batch
+  python tools/benchmark.py grouping --pixels 224 1024
+  python tools/benchmark.py dense --arch base --size 800x1216
+"""
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from typing import NoReturn
+
+import torch
+
+from greenmim_mm.benchmark import dense, grouping, pretrain, report
+from greenmim_mm.benchmark.candidates import CANDIDATES, select
+from greenmim_mm.benchmark.measure import Settings, available_memory, memory_limit
+from greenmim_mm.checkpoint.files import check_destination
+from greenmim_mm.models.green_swin import ARCHS
+from greenmim_mm.ops import check_mask_ratio, unit_grid
+
+COMMANDS = ('pretrain', 'grouping', 'dense')
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'{self.prog}: error: {message}\n')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the tool.
+
+    Returns:
+        0, or 130 after an interrupt. Bad input ends it with 2 and one line on stderr.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] not in (*COMMANDS, '-h', '--help'):
+        argv.insert(0, 'pretrain')
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        # What is cheap to check comes before anything is measured.
+        if args.json:
+            check_destination(args.json, args.force)
+        measure = _plan(args)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    if args.threads:
+        torch.set_num_threads(args.threads)
+
+    results, interrupted = [], False
+    on_cuda = args.device.type == 'cuda'
+    try:
+        # Libraries print to stdout while they build models.
+        with redirect_stdout(sys.stderr), memory_limit(None if on_cuda else available_memory()):
+            measure(results, _log)
+    except KeyboardInterrupt:
+        interrupted = True
+        for result in results:
+            if not result.failure and len(result.seconds) < args.repeats:
+                result.failure = f'interrupted after {len(result.seconds)} of {args.repeats} rounds'
+    command = shlex.join(['tools/benchmark.py', *argv])
+    facts = report.environment(command, args.device, 'bf16 autocast' if args.amp else 'fp32')
+    tables = grouping.tables if args.command == 'grouping' else report.tables
+    print(report.header(facts), tables(results), sep='\n\n')
+    if args.json:
+        entries = [asdict(result) for result in results]
+        report.write_json(args.json, facts, entries, interrupted, args.force)
+    return 130 if interrupted else 0
+
+
+def _plan(args: argparse.Namespace) -> Callable:
+    """Check the options of a command, and make the function ``(results, log)`` that measures."""
+    if args.device.type == 'cuda' and not torch.cuda.is_available():
+        raise ValueError('--device cuda: PyTorch finds no CUDA device here; use --device cpu')
+    if args.command == 'grouping':
+        check_mask_ratio(args.mask_ratio)
+        for side in args.pixels:
+            unit_grid(side, side)
+        return lambda results, log: grouping.run(
+            results,
+            log,
+            args.pixels,
+            args.window,
+            args.mask_ratio,
+            args.repeats,
+            args.table_limit,
+        )
+    # Several steps in a row let CUDA's queue hide the planning of the next one, as in training.
+    steps = args.steps or (10 if args.device.type == 'cuda' else 1)
+    settings = Settings(args.device, args.repeats, args.warmup, steps, args.amp)
+    if args.command == 'dense':
+        return lambda results, log: dense.run(
+            results, log, settings, args.arch, args.size, args.window, args.batch
+        )
+    if args.find_batch and args.device.type != 'cuda':
+        raise ValueError('--find-batch needs --device cuda')
+    candidates = select(args.models)
+    return lambda results, log: pretrain.run(
+        candidates, results, log, settings, args.batch, args.find_batch
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    summary, _, epilog = __doc__.partition('\n')
+    parser = _Parser(
+        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest='command', metavar='COMMAND')
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument('--repeats', type=_positive, default=5, help='rounds (default: 5)')
+    common.add_argument('--json', metavar='PATH', help='file to write the figures to as well')
+    common.add_argument('--force', action='store_true', help='replace PATH if it exists')
+    common.set_defaults(device=torch.device('cpu'), amp=False, threads=None)
+
+    models = argparse.ArgumentParser(add_help=False)
+    models.add_argument(
+        '--device', type=_device, default='cpu', metavar='cpu|cuda', help='default: cpu'
+    )
+    models.add_argument('--amp', action='store_true', help='bf16 autocast (default: fp32)')
+    models.add_argument('--warmup', type=_positive, default=2, help='steps before (default: 2)')
+    models.add_argument(
+        '--steps', type=_positive, help='steps timed together (default: 1 on a CPU, 10 on CUDA)'
+    )
+    models.add_argument('--threads', type=_positive, help="default: PyTorch's choice")
+
+    names = ', '.join(candidate.name for candidate in CANDIDATES)
+    command = commands.add_parser(
+        'pretrain', parents=[common, models], help='the default', epilog=f'models: {names}'
+    )
+    command.add_argument(
+        '--models', nargs='+', metavar='NAME', help="names or patterns such as '*-base*'"
+    )
+    command.add_argument(
+        '--batch', type=_positive, help='default: 8, Swin-L 4; on CUDA 32 times as many'
+    )
+    command.add_argument(
+        '--find-batch', action='store_true', help='find the largest batch that fits on CUDA'
+    )
+
+    command = commands.add_parser('grouping', parents=[common], help='planning, on one core')
+    command.add_argument(
+        '--pixels', type=_positive, nargs='+', default=[224, 448, 672, 1024], help='image sides'
+    )
+    command.set_defaults(threads=1)
+    command.add_argument('--window', type=_positive, default=7, help='default: 7')
+    command.add_argument('--mask-ratio', type=float, default=0.75, help='default: 0.75')
+    command.add_argument(
+        '--table-limit',
+        type=int,
+        default=1024,
+        help='largest side for which the slow table-filling knapsack is run (default: 1024)',
+    )
+
+    command = commands.add_parser('dense', parents=[common, models], help='in a detector')
+    command.add_argument('--arch', choices=list(ARCHS), default='tiny', help='default: tiny')
+    command.add_argument(
+        '--size', type=_size, default='800x1216', metavar='HxW', help='default: 800x1216'
+    )
+    command.add_argument('--window', type=_positive, default=7, help='default: 7')
+    command.add_argument('--batch', type=_positive, default=1, help='default: 1')
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a positive whole number')
+    return int(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    if not re.fullmatch(r'[1-9]\d*x[1-9]\d*', text):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a height and width such as 800x1216')
+    height, width = text.split('x')
+    return int(height), int(width)
+
+
+def _device(text: str) -> torch.device:
+    if text not in ('cpu', 'cuda'):
+        raise argparse.ArgumentTypeError(f'{text!r} is neither cpu nor cuda')
+    return torch.device(text)
+
+
+def _log(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
