@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PRETRAIN = 'configs/demo/greenmim_swin-mini-w6_1xb32-coslr_digits-192px.py'
-DETECT = 'configs/demo/mask-rcnn_swin-mini-w6_fpn_digits-192px.py'
+PRETRAIN = 'configs/demo/greenmim_swin-mini-w5_1xb32-coslr_digits-160px.py'
+DETECT = 'configs/demo/mask-rcnn_swin-mini-w5_fpn_digits-160px.py'
 
 # What is worth showing of a tool's output; all of it goes to the step's log.
 _SHOWN = re.compile(r'(Epoch\((?:train|val|test)\).*)|((?:wrote|kept|dropped|demo data).*)')
@@ -99,7 +99,7 @@ def steps(scale: Scale) -> list[Step]:
             'data',
             'compose digits and photographs into images',
             (
-                *('tools/make_demo_data.py', f'{here}/data', '--overwrite'),
+                *('tools/make_demo_data.py', f'{here}/data', '--overwrite', '--image-size', '160'),
                 *('--num-unlabelled', str(scale.num_unlabelled)),
                 *('--num-train', str(scale.num_train), '--num-val', str(scale.num_val)),
             ),
@@ -249,6 +249,9 @@ def _run(
     # Neither before the config nor last: --resume and --cfg-options take what follows them.
     command = [sys.executable, script, first, *['--resume'] * resume, *rest]
     environment = dict(os.environ, PYTHONUNBUFFERED='1')
+    # Threads that spin long while they wait for each other lose far more on a busy machine than
+    # they gain on an idle one.
+    environment.setdefault('GOMP_SPINCOUNT', '20000')
     start = time.monotonic()
     notes.write(digest=digest, seconds=spent, done=False)
     lines: list[str] = []

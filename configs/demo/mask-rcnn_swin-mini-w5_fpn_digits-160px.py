@@ -14,7 +14,7 @@ model = dict(
         embed_dims=48,
         depths=(2, 2, 4, 2),
         num_heads=(2, 4, 8, 16),
-        window_size=6,
+        window_size=5,
         drop_path_rate=0.0,
     ),
     neck=dict(in_channels=[48, 96, 192, 384], out_channels=64, num_outs=4),
@@ -48,7 +48,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(192, 192)),  # tells the scale factor that evaluation needs
+    dict(type='Resize', scale=(160, 160)),  # tells the scale factor that evaluation needs
     dict(
         type='PackDetInputs',
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),

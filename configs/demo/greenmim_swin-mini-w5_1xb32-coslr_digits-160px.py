@@ -16,8 +16,8 @@ model = dict(
     backbone=dict(
         type='greenmim_mm.GreenSwin',
         arch=dict(embed_dims=48, depths=(2, 2, 4, 2), num_heads=(2, 4, 8, 16)),
-        img_size=192,
-        window_size=6,
+        img_size=160,
+        window_size=5,
         drop_path_rate=0.0,
     ),
     neck=dict(
@@ -39,7 +39,7 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(
         type='RandomResizedCrop',
-        scale=192,
+        scale=160,
         crop_ratio_range=(0.4, 1.0),
         backend='cv2',
         interpolation='bicubic',
