@@ -76,19 +76,12 @@ optim_wrapper = dict(
     ),
 )
 param_scheduler = [
-    dict(
-        type='LinearLR',
-        start_factor=0.01,
-        by_epoch=True,
-        begin=0,
-        end=1,
-        convert_to_iter_based=True,
-    ),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=60),
     dict(
         type='CosineAnnealingLR',
         eta_min=1e-5,
         by_epoch=True,
-        begin=1,
+        begin=0,
         end=max_epochs,
         convert_to_iter_based=True,
     ),
