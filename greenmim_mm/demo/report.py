@@ -148,6 +148,8 @@ def draw_detections(
         layout='constrained',
         squeeze=False,
     )
+    for axes, title in zip(grid[0], columns, strict=True):
+        axes.set_title(title)
     for row, image in zip(grid, images, strict=True):
         pixels = cv2.imread(str(folder / 'data/coco/val' / image['file_name']))[..., ::-1]
         objects = [truth.imgToAnns[image['id']]]
@@ -159,11 +161,9 @@ def draw_detections(
             ]
             for run in RUNS
         ]
-        for axes, title, entries in zip(row, columns, objects, strict=True):
+        for axes, entries in zip(row, objects, strict=True):
             axes.imshow(_overlay(pixels, entries, names, truth))
             axes.set_axis_off()
-            if row is grid[0]:
-                axes.set_title(title)
             for entry in entries:
                 left, top, _, _ = entry['bbox']
                 score = f' {entry["score"]:.2f}' if 'score' in entry else ''
@@ -207,9 +207,9 @@ def _page(
     lines = [
         '# What the demo showed',
         '',
-        f'A small Swin was pre-trained with GreenMIM for {scale.pretrain_epochs} epochs on '
+        f'A small Swin was pre-trained with GreenMIM for {_epochs(scale.pretrain_epochs)} on '
         f'{scale.num_unlabelled} unlabelled images. Its weights went into a stock Mask R-CNN of '
-        f'mmdet, trained for {scale.detect_epochs} epochs on {scale.num_train} annotated images; '
+        f'mmdet, trained for {_epochs(scale.detect_epochs)} on {scale.num_train} annotated images; '
         'a second one started from scratch, all else equal. Both were evaluated by pycocotools '
         f'on {scale.num_val} images of digits and photographs that no training saw.',
         '',
@@ -274,6 +274,10 @@ def _verdict(precision: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     else:
         verdict = 'Pre-training helped in part'
     return f'{verdict}: it changed {told}. This is one run with one seed.'
+
+
+def _epochs(count: int) -> str:
+    return f'{count} epoch{"s" * (count != 1)}'
 
 
 def _machine() -> str:
