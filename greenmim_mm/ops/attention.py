@@ -46,6 +46,11 @@ class AttentionPlan:
         """Number ``N`` of tokens that the plan is for."""
         return self.slot.numel()
 
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The fields, in order: what autograd and torch.compile take where they take no object."""
+        return self.token, self.slot, self.padding, self.window, self.bias_index, self.blocked
+
     @classmethod
     def build(cls, groups: GroupPlan, window_size: int, device: torch.device) -> 'AttentionPlan':
         """Move a plan to ``device``.
@@ -126,7 +131,7 @@ def group_attention(
         padding_qkv = qkv.new_zeros(width)
     if backend == 'recompute':
         with torch.autocast(qkv.device.type, enabled=False):
-            return _Recomputed.apply(qkv, padding_qkv, bias_table, plan)
+            return _Recomputed.apply(qkv, padding_qkv, bias_table, *plan.tensors)
     slots = _ToSlots.apply(qkv, padding_qkv, plan.token, plan.slot, plan.padding)
     groups, size = plan.window.shape
     # (B, G, g, 3, heads, d) -> three of (B, G, heads, g, d)
@@ -176,9 +181,9 @@ class _Recomputed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, qkv, padding_row, bias_table, plan):
-        ctx.save_for_backward(qkv, padding_row, bias_table)
-        ctx.plan = plan
+    def forward(ctx, qkv, padding_row, bias_table, *tensors):
+        ctx.save_for_backward(qkv, padding_row, bias_table, *tensors)
+        plan = AttentionPlan(*tensors)
         _, _, v, weight = _weights(qkv, padding_row, bias_table, plan)
         out = torch.bmm(weight, v)
         heads, batch = bias_table.shape[1], len(qkv)
@@ -188,8 +193,8 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        qkv, padding_row, bias_table = ctx.saved_tensors
-        plan, batch, heads = ctx.plan, len(qkv), bias_table.shape[1]
+        qkv, padding_row, bias_table, *tensors = ctx.saved_tensors
+        plan, batch, heads = AttentionPlan(*tensors), len(qkv), bias_table.shape[1]
         groups, size = plan.window.shape
         q, k, v, weight = _weights(qkv, padding_row, bias_table, plan)
         # Slots without a token have no output, hence no gradient.
@@ -204,9 +209,9 @@ class _Recomputed(torch.autograd.Function):
         grad_score = torch.ops.aten._softmax_backward_data(
             grad_weight, weight, -1, grad_weight.dtype
         )
-        torch.bmm(grad_score, k, out=grads[0])
-        grads[0].mul_(v.shape[2] ** -0.5)
-        torch.bmm(grad_score.transpose(1, 2), q, out=grads[1])
+        scale = v.shape[2] ** -0.5
+        torch.baddbmm(grads[0], grad_score, k, beta=0, alpha=scale, out=grads[0])
+        torch.baddbmm(grads[1], grad_score.transpose(1, 2), q, beta=0, alpha=scale, out=grads[1])
 
         grads = grads.view(3, batch, groups, heads, size, -1).permute(1, 2, 4, 0, 3, 5)
         grads = grads.reshape(batch, groups * size, -1)
@@ -224,13 +229,13 @@ class _Recomputed(torch.autograd.Function):
             grad_bias = grad_bias.view(-1, heads, size * size).transpose(0, 1).reshape(heads, -1)
             grad_table = bias_table.new_zeros(bias_table.shape[::-1])
             grad_table = grad_table.index_add_(1, plan.bias_index.flatten(), grad_bias).t()
-        return grad_qkv, grad_row, grad_table, None
+        return grad_qkv, grad_row, grad_table, *[None] * len(tensors)
 
 
 def _weights(
     qkv: Tensor, padding_row: Tensor | None, bias_table: Tensor, plan: AttentionPlan
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Scaled queries, keys, values ``(B * G * heads, g, d)`` and attention ``(..., g, g)``."""
+    """Queries, keys, values ``(B * G * heads, g, d)`` and attention ``(..., g, g)``."""
     batch, _, width = qkv.shape
     heads = bias_table.shape[1]
     groups, size = plan.window.shape
@@ -239,12 +244,9 @@ def _weights(
         slots[:, plan.padding] = padding_row.to(qkv.dtype)
     slots = slots.view(batch, groups, size, 3, heads, -1).permute(3, 0, 1, 4, 2, 5)
     q, k, v = slots.reshape(3, batch * groups * heads, size, -1)
-    q = q * (width // 3 // heads) ** -0.5
     bias = _additive_bias(bias_table.to(qkv.dtype), plan)
-    score = bias.expand(batch, groups, heads, size, size).reshape(-1, size, size)
-    if score.data_ptr() == bias.data_ptr():  # a single group of a single image is not copied
-        score = score.clone()
-    score.baddbmm_(q, k.transpose(1, 2))
+    score = bias.new_empty(batch, groups, heads, size, size).copy_(bias).view(-1, size, size)
+    score.baddbmm_(q, k.transpose(1, 2), alpha=(width // 3 // heads) ** -0.5)
     # Half precision is too coarse for the sum of a softmax.
     low = qkv.dtype in (torch.float16, torch.bfloat16)
     weight = torch.softmax(score, -1, dtype=torch.float32 if low else None).to(qkv.dtype)

@@ -105,6 +105,7 @@ class _NormLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, norm_weight, norm_bias, eps, weight, bias):
+        ctx.eps = eps
         normed, mean, rstd = _normalise(x, norm_weight, norm_bias, eps)
         ctx.save_for_backward(x, norm_weight, norm_bias, mean, rstd, weight)
         return F.linear(normed.to(weight.dtype), weight, bias)
@@ -112,7 +113,8 @@ class _NormLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         *norm, weight = ctx.saved_tensors
-        normed = _normalised(*norm).to(weight.dtype)
+        normed, *_ = _normalise(*norm[:3], ctx.eps)
+        normed = normed.to(weight.dtype)
         grads = _linear_gradients(ctx.needs_input_grad[4:], grad, normed)
         return *_norm_gradients(ctx.needs_input_grad[:3], grad @ weight, *norm), None, *grads
 
@@ -120,6 +122,7 @@ class _NormLinear(torch.autograd.Function):
 class _NormMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, norm_weight, norm_bias, eps, weight1, bias1, weight2, bias2):
+        ctx.eps = eps
         normed, mean, rstd = _normalise(x, norm_weight, norm_bias, eps)
         ctx.save_for_backward(x, norm_weight, norm_bias, mean, rstd, weight1, bias1, weight2)
         return F.linear(F.gelu(F.linear(normed.to(weight1.dtype), weight1, bias1)), weight2, bias2)
@@ -127,7 +130,8 @@ class _NormMlp(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         *norm, weight1, bias1, weight2 = ctx.saved_tensors
-        normed = _normalised(*norm).to(weight1.dtype)
+        normed, *_ = _normalise(*norm[:3], ctx.eps)
+        normed = normed.to(weight1.dtype)
         hidden = F.linear(normed, weight1, bias1)
         grads2 = _linear_gradients(ctx.needs_input_grad[6:], grad, F.gelu(hidden))
         grad = torch.ops.aten.gelu_backward(grad @ weight2, hidden)
@@ -169,11 +173,6 @@ def _normalise(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """LayerNorm in the dtype of its parameters: tokens, means and inverse deviations."""
     return torch.native_layer_norm(x.to(weight.dtype), weight.shape, weight, bias, eps)
-
-
-def _normalised(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    """The tokens of :func:`_normalise` once more, from its statistics."""
-    return (x.to(weight.dtype) - mean).mul_(rstd).mul_(weight).add_(bias)
 
 
 def _norm_gradients(

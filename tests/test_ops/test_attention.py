@@ -63,21 +63,22 @@ def test_values_and_gradients(units, window_size, shifted, ratio, backend, stage
 @pytest.mark.parametrize('grid', [(8, 8), (5, 7)])
 @pytest.mark.parametrize('shifted', [False, True])
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_dense_windows(grid, shifted, backend):
+@pytest.mark.parametrize('heads', [1, 2])  # one head: the bias broadcasts over all but a window
+def test_dense_windows(grid, shifted, backend, heads):
     cut = window_grid(grid, 4, shifted)
     coords = np.stack(np.mgrid[: grid[0], : grid[1]], axis=-1).reshape(-1, 2)
     plan = AttentionPlan.build(dense_plan(cut), 4, CPU)
-    check(plan, cut, coords, 4, backend)
+    check(plan, cut, coords, 4, backend, heads)
 
 
-def check(plan, cut, coords, window_size, backend):
+def check(plan, cut, coords, window_size, backend, heads=2):
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape):
         x = torch.randn(*shape, generator=generator, dtype=torch.float64)
         return x.requires_grad_()
 
-    inputs = random(2, len(coords), 24), random((2 * window_size - 1) ** 2, 2), random(24)
+    inputs = random(2, len(coords), 24), random((2 * window_size - 1) ** 2, heads), random(24)
     qkv, table, padding = inputs
     out = group_attention(qkv, table, plan, padding, backend)
     expected = slow_attention(qkv, table, cut, coords, window_size, padding)
