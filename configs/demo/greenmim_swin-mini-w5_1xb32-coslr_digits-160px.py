@@ -3,7 +3,7 @@ _base_ = ['mmpretrain::_base_/default_runtime.py']
 
 default_scope = 'mmpretrain'
 data_root = 'work_dirs/demo/data/'
-max_epochs = 7
+max_epochs = 5
 
 model = dict(
     type='greenmim_mm.GreenMIM',

@@ -73,7 +73,7 @@ class Scale:
     detect_epochs: int
 
 
-FULL = Scale('work_dirs/demo', 2000, 600, 150, 7, 6)
+FULL = Scale('work_dirs/demo', 2000, 600, 150, 5, 5)
 QUICK = Scale('work_dirs/demo_quick', 128, 48, 16, 1, 1)
 
 
