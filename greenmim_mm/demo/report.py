@@ -267,7 +267,9 @@ def _verdict(precision: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         for kind, title in _KINDS.items()
     }
     told = ' and '.join(f'{title} AP by {gain:+.3f}' for title, gain in gains.items())
-    if all(gain > 0 for gain in gains.values()):
+    if all(abs(gain) < 0.02 for gain in gains.values()):
+        verdict = 'Pre-training made no clear difference here'
+    elif all(gain > 0 for gain in gains.values()):
         verdict = 'Pre-training helped'
     elif all(gain <= 0 for gain in gains.values()):
         verdict = 'Pre-training did not help here'

@@ -230,15 +230,23 @@ class GreenSwin(BaseModule):
                 f'out_indices={self.out_indices}: the masked use normalises the last stage; put '
                 f'{last} into out_indices'
             )
-        grid = unit_grid(*images.shape[-2:])
-        mask = as_unit_mask(mask, grid, len(images))
-        plans = self.plan(mask, grid, images.device)
-        x = self.patch_embed.forward_patches(visible_patches(images, mask, PATCH_SIZE))
+        patches, plans = self._visible_input(images, mask)
+        x = self.patch_embed.forward_patches(patches)
         for stage, stage_plans in zip(self.stages, plans, strict=True):
             x = stage(x, stage_plans)
             if stage.downsample is not None:
                 x = stage.downsample(x.reshape(len(x), -1, 4 * x.shape[2]))
         return getattr(self, f'norm{last}')(x)
+
+    # Planning is numpy on the CPU: torch.compile takes what follows it.
+    @torch.compiler.disable
+    def _visible_input(
+        self, images: Tensor, mask: Tensor | np.ndarray
+    ) -> tuple[Tensor, tuple[Plans, ...]]:
+        grid = unit_grid(*images.shape[-2:])
+        mask = as_unit_mask(mask, grid, len(images))
+        plans = self.plan(mask, grid, images.device)
+        return visible_patches(images, mask, PATCH_SIZE), plans
 
     def plan(
         self, mask: np.ndarray, grid: tuple[int, int], device: torch.device
@@ -324,6 +332,7 @@ class GreenSwin(BaseModule):
                 state_dict[prefix + index] = own[index]
 
 
+@torch.compiler.disable
 @lru_cache(maxsize=128)
 def _dense_plans(
     grid: tuple[int, int], window_size: int, pad_small_map: bool, device: torch.device

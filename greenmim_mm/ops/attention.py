@@ -129,17 +129,26 @@ def group_attention(
         raise ValueError(f'backend={backend!r} is unknown; use one of {BACKENDS}')
     if plan.padding is not None and padding_qkv is None:
         padding_qkv = qkv.new_zeros(width)
-    if backend == 'recompute':
+    # torch.compile decides by itself what to compute again.
+    if backend == 'recompute' and not torch.compiler.is_compiling():
         with torch.autocast(qkv.device.type, enabled=False):
             return _Recomputed.apply(qkv, padding_qkv, bias_table, *plan.tensors)
-    slots = _ToSlots.apply(qkv, padding_qkv, plan.token, plan.slot, plan.padding)
     groups, size = plan.window.shape
     # (B, G, g, 3, heads, d) -> three of (B, G, heads, g, d)
-    q, k, v = slots.view(batch, groups, size, 3, heads, -1).permute(3, 0, 1, 4, 2, 5)
-    attend = _sdpa if backend == 'sdpa' else _reference
+    slots = _to_slots(qkv, padding_qkv, plan).view(batch, groups, size, 3, heads, -1)
+    q, k, v = slots.permute(3, 0, 1, 4, 2, 5)
+    attend = _reference if backend == 'reference' else _sdpa
     out = attend(q, k, v, bias_table, plan)
-    out = out.transpose(2, 3).reshape(batch, groups * size, width // 3)
-    return _FromSlots.apply(out, plan.slot)
+    return out.transpose(2, 3).reshape(batch, groups * size, -1).index_select(1, plan.slot)
+
+
+def _to_slots(qkv: Tensor, padding_row: Tensor | None, plan: AttentionPlan) -> Tensor:
+    """``(B, N, 3 * C)`` tokens to ``(B, G * g, 3 * C)`` slots."""
+    slots = qkv.index_select(1, plan.token)
+    if plan.padding is not None:
+        rows = padding_row.to(qkv.dtype).expand(len(qkv), plan.padding.numel(), -1)
+        slots = slots.index_copy(1, plan.padding, rows)
+    return slots
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, plan: AttentionPlan) -> Tensor:
@@ -239,10 +248,8 @@ def _weights(
     batch, _, width = qkv.shape
     heads = bias_table.shape[1]
     groups, size = plan.window.shape
-    slots = qkv.index_select(1, plan.token)
-    if plan.padding is not None:
-        slots[:, plan.padding] = padding_row.to(qkv.dtype)
-    slots = slots.view(batch, groups, size, 3, heads, -1).permute(3, 0, 1, 4, 2, 5)
+    slots = _to_slots(qkv, padding_row, plan).view(batch, groups, size, 3, heads, -1)
+    slots = slots.permute(3, 0, 1, 4, 2, 5)
     q, k, v = slots.reshape(3, batch * groups * heads, size, -1)
     bias = _additive_bias(bias_table.to(qkv.dtype), plan)
     score = bias.new_empty(batch, groups, heads, size, size).copy_(bias).view(-1, size, size)
@@ -251,40 +258,3 @@ def _weights(
     low = qkv.dtype in (torch.float16, torch.bfloat16)
     weight = torch.softmax(score, -1, dtype=torch.float32 if low else None).to(qkv.dtype)
     return q, k, v, weight
-
-
-class _ToSlots(torch.autograd.Function):
-    """Tokens to slots. Each token has one slot, so the gradient is a gather, not a scatter."""
-
-    @staticmethod
-    def forward(ctx, x, padding_row, token, slot, padding):
-        ctx.save_for_backward(slot, padding)
-        out = x.index_select(1, token)
-        if padding is not None:
-            out[:, padding] = padding_row.to(x.dtype)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        slot, padding = ctx.saved_tensors
-        grad_row = None
-        if padding is not None and ctx.needs_input_grad[1]:
-            grad_row = grad.index_select(1, padding).sum((0, 1))
-        # An unused slot meets unused slots alone, and nobody reads its output: no gradient.
-        return grad.index_select(1, slot), grad_row, None, None, None
-
-
-class _FromSlots(torch.autograd.Function):
-    """Slots to tokens; the slots that hold no token get a zero gradient."""
-
-    @staticmethod
-    def forward(ctx, x, slot):
-        ctx.save_for_backward(slot)
-        ctx.num_slots = x.shape[1]
-        return x.index_select(1, slot)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (slot,) = ctx.saved_tensors
-        out = grad.new_zeros(grad.shape[0], ctx.num_slots, grad.shape[2])
-        return out.index_copy_(1, slot, grad), None

@@ -2,7 +2,8 @@
 
 A linear layer keeps its input for the gradient of its weight. Where that input is a pointwise
 function of something that is kept anyway, it is cheaper to compute it again: LayerNorm before the
-projections, GELU inside the MLP. Results are those of the plain layers.
+projections, GELU inside the MLP. Results are those of the plain layers. Inside torch.compile the
+plain layers are used: the compiler decides by itself what to compute again.
 """
 
 import torch
@@ -43,6 +44,10 @@ def norm_linear(
     Returns:
         ``(..., D)``, in autocast's dtype inside autocast.
     """
+    if torch.compiler.is_compiling():
+        return F.linear(
+            F.layer_norm(x, norm_weight.shape, norm_weight, norm_bias, eps), weight, bias
+        )
     dtype = compute_dtype(x)
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     with torch.autocast(x.device.type, enabled=False):
@@ -60,6 +65,8 @@ def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         ``(..., D)``, in autocast's dtype inside autocast.
     """
+    if torch.compiler.is_compiling():
+        return F.linear(F.gelu(x), weight, bias)
     dtype = compute_dtype(x)
     x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     with torch.autocast(x.device.type, enabled=False):
@@ -94,6 +101,9 @@ def norm_mlp(
     Returns:
         ``(..., D)``, in autocast's dtype inside autocast.
     """
+    if torch.compiler.is_compiling():
+        hidden = norm_linear(x, norm_weight, norm_bias, eps, weight1, bias1)
+        return gelu_linear(hidden, weight2, bias2)
     dtype = compute_dtype(x)
     layers = (p.to(dtype) for p in (weight1, bias1, weight2, bias2))
     with torch.autocast(x.device.type, enabled=False):
