@@ -76,8 +76,8 @@ class GreenSwin(BaseModule):
         norm_eval: Whether BatchNorm layers stay in eval mode. Swin has none; kept so that
             configs of other backbones can be taken over.
         with_cp: What is computed again in the backward pass to save memory: False, nothing large;
-            'mlp', the hidden channels of the MLPs (a few per cent of speed for a third of the
-            memory); True, whole blocks.
+            'mlp', the hidden channels of the MLPs (about a third less memory for a ninth more
+            arithmetic); True, whole blocks.
         norm_cfg: ``dict(type='LN', eps=...)``.
         init_cfg: mmengine's initialisation. ``dict(type='Pretrained', checkpoint=...)`` takes
             any checkpoint with Swin weights under these names, with or without a ``backbone.``
