@@ -249,8 +249,8 @@ def _run(
     # Neither before the config nor last: --resume and --cfg-options take what follows them.
     command = [sys.executable, script, first, *['--resume'] * resume, *rest]
     environment = dict(os.environ, PYTHONUNBUFFERED='1')
-    # Threads that spin long while they wait for each other lose far more on a busy machine than
-    # they gain on an idle one.
+    # Threads that spin for each other starve where cores are shared. A shorter spin was as fast
+    # as the default on an idle machine; how much it helps on a busy one has not been measured.
     environment.setdefault('GOMP_SPINCOUNT', '20000')
     start = time.monotonic()
     notes.write(digest=digest, seconds=spent, done=False)

@@ -1,4 +1,4 @@
-"""The light pixel decoder of GreenMIM (section 3.4): visible features to pixels of all units."""
+"""The light pixel decoder of GreenMIM: visible features to pixels of all units."""
 
 from functools import lru_cache, partial
 
@@ -109,7 +109,7 @@ class GreenMIMPretrainDecoder(BaseModule):
 
 @lru_cache(maxsize=32)
 def sincos_position_embedding(grid: tuple[int, int], dim: int, device: torch.device) -> Tensor:
-    """Fixed 2D sine-cosine positions (MAE, He et al., appendix A.1).
+    """Fixed 2D sine-cosine positions (as MAE, He et al., has them).
 
     Args:
         grid: Rows and columns.

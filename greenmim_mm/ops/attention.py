@@ -101,7 +101,7 @@ def group_attention(
     padding_qkv: Tensor | None = None,
     backend: str = 'recompute',
 ) -> Tensor:
-    """Attention of each token over the tokens of its window (GreenMIM, section 3.2).
+    """Attention of each token over the tokens of its window (GreenMIM, group attention).
 
     Args:
         qkv: ``(B, N, 3 * C)`` projected tokens: query, key and value, each head by head.

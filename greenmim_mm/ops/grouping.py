@@ -1,4 +1,4 @@
-"""Windows of unequal size -> groups of equal size, at least cost (GreenMIM, section 3.3).
+"""Windows of unequal size -> groups of equal size, at least cost (GreenMIM, optimal grouping).
 
 After masking, windows hold different numbers of visible tokens. Batched attention wants batches
 of one length. So windows are packed into groups of ``g`` slots; attention runs inside a group
@@ -40,8 +40,8 @@ def attention_cost(group_size: np.ndarray, linear: float = 32.0) -> np.ndarray:
     Args:
         group_size: Slots ``g`` of the group, a number or an array of them.
         linear: What a slot costs besides its pairs (gathering queries, keys and values and
-            putting the result back), in units of one pair. 32 is the head width of every Swin:
-            moving a slot costs about as much as ``head width`` pairs.
+            putting the result back), in units of one pair. 32, the head width of every Swin, is
+            an estimate and not a measurement.
     """
     return group_size * group_size + linear * group_size
 
@@ -123,7 +123,7 @@ def group_windows(
     sizes: Sequence[int] | np.ndarray,
     cost: Callable[[np.ndarray], np.ndarray] = attention_cost,
 ) -> Grouping:
-    """Choose the group size and the packing of least cost (GreenMIM, section 3.3, eq. 4).
+    """Choose the group size and the packing of least cost (GreenMIM, optimal grouping).
 
     Every group size from the largest window up is considered, the most promising first. The
     search ends where even perfectly full groups would cost more than the best packing found.

@@ -25,7 +25,7 @@ def unit_grid(height: int, width: int) -> tuple[int, int]:
 
 
 def random_mask(num_units: int, mask_ratio: float, rng: np.random.Generator) -> np.ndarray:
-    """Hide a fixed number of mask units, chosen uniformly (GreenMIM, section 4.1).
+    """Hide a fixed number of mask units, chosen uniformly (as MAE and GreenMIM do).
 
     Args:
         num_units: Number of mask units ``L`` of an image, at least 2.
