@@ -74,7 +74,7 @@ class Scale:
 
 
 FULL = Scale('work_dirs/demo', 2000, 600, 150, 5, 5)
-QUICK = Scale('work_dirs/demo_quick', 128, 48, 16, 1, 1)
+QUICK = Scale('work_dirs/demo_quick', 64, 24, 8, 1, 1)
 
 
 @dataclass
