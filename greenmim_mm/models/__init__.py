@@ -1,14 +1,15 @@
 """Models of the scope ``greenmim_mm``.
 
-GreenSwin needs mmengine alone. The pre-training algorithm needs mmpretrain, which detection does
-without: it is imported when it is first built or asked for.
+GreenSwin and GreenSwinV2 need mmengine alone. The pre-training algorithm needs mmpretrain, which
+detection does without: it is imported when it is first built or asked for.
 """
 
 from ..registry import MODELS
 from .decoder import GreenMIMPretrainDecoder
 from .green_swin import GreenSwin
+from .green_swin_v2 import GreenSwinV2
 
-__all__ = ['GreenMIM', 'GreenMIMPretrainDecoder', 'GreenSwin']
+__all__ = ['GreenMIM', 'GreenMIMPretrainDecoder', 'GreenSwin', 'GreenSwinV2']
 
 
 @MODELS.register_module(name='GreenMIM')

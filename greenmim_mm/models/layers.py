@@ -59,12 +59,19 @@ class WindowMSA(nn.Module):
         num_heads: Attention heads.
         window_size: Side of the window that the bias table covers.
         qkv_bias: Whether the projection to queries, keys and values has a bias.
+        sequential_groups: Groups whose attention is computed at a time; None: all.
     """
 
     def __init__(
-        self, embed_dims: int, num_heads: int, window_size: int, qkv_bias: bool = True
+        self,
+        embed_dims: int,
+        num_heads: int,
+        window_size: int,
+        qkv_bias: bool = True,
+        sequential_groups: int | None = None,
     ) -> None:
         super().__init__()
+        self.sequential_groups = sequential_groups
         self.backend = 'recompute'
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros((2 * window_size - 1) ** 2, num_heads)
@@ -78,7 +85,12 @@ class WindowMSA(nn.Module):
         """Normalise and attend, ``(B, N, C)`` to ``(B, N, C)``."""
         qkv = norm_linear(x, norm.weight, norm.bias, norm.eps, self.qkv.weight, self.qkv.bias)
         x = group_attention(
-            qkv, self.relative_position_bias_table, plan, self.qkv.bias, self.backend
+            qkv,
+            self.relative_position_bias_table,
+            plan,
+            self.qkv.bias,
+            self.backend,
+            self.sequential_groups,
         )
         return self.proj(x)
 
@@ -93,9 +105,10 @@ class ShiftWindowMSA(nn.Module):
         window_size: int,
         qkv_bias: bool = True,
         drop_path: float = 0.0,
+        sequential_groups: int | None = None,
     ) -> None:
         super().__init__()
-        self.w_msa = WindowMSA(embed_dims, num_heads, window_size, qkv_bias)
+        self.w_msa = WindowMSA(embed_dims, num_heads, window_size, qkv_bias, sequential_groups)
         self.drop = DropPath(drop_path)
 
     def forward(self, x: Tensor, norm: nn.LayerNorm, plan: AttentionPlan) -> Tensor:
@@ -147,6 +160,7 @@ class SwinBlock(nn.Module):
         norm_eps: Epsilon of the LayerNorms.
         with_cp: True: keep nothing but the input for the backward pass and compute the block
             again. 'mlp': do so for the hidden channels of the MLP alone.
+        sequential_groups: Groups whose attention is computed at a time; None: all.
     """
 
     def __init__(
@@ -159,11 +173,14 @@ class SwinBlock(nn.Module):
         drop_path: float = 0.0,
         norm_eps: float = 1e-5,
         with_cp: bool | str = False,
+        sequential_groups: int | None = None,
     ) -> None:
         super().__init__()
         self.with_cp = with_cp is True
         self.norm1 = nn.LayerNorm(embed_dims, norm_eps)
-        self.attn = ShiftWindowMSA(embed_dims, num_heads, window_size, qkv_bias, drop_path)
+        self.attn = ShiftWindowMSA(
+            embed_dims, num_heads, window_size, qkv_bias, drop_path, sequential_groups
+        )
         self.norm2 = nn.LayerNorm(embed_dims, norm_eps)
         self.ffn = FFN(embed_dims, int(mlp_ratio * embed_dims), drop_path, with_cp == 'mlp')
 
@@ -199,14 +216,14 @@ class PatchMerging(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Blocks of one resolution, every second one shifted, then patch merging if not the last.
+    """Blocks of one resolution, every second one shifted; patch merging lies here as well.
 
     Args:
         blocks: The blocks.
-        downsample: Patch merging to the next stage, or None.
+        downsample: Patch merging to the next stage (Swin V1) or to this one (V2), or None.
     """
 
-    def __init__(self, blocks: list[SwinBlock], downsample: PatchMerging | None) -> None:
+    def __init__(self, blocks: list[nn.Module], downsample: nn.Module | None) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample

@@ -1,6 +1,7 @@
 """Masking, token layout, window grouping and group attention: torch and numpy only."""
 
 from .attention import BACKENDS, AttentionPlan, group_attention, relative_position_index
+from .cosine import cosine_qkv, log_spaced_offsets
 from .grouping import Grouping, attention_cost, group_windows, pack_windows
 from .layout import (
     GroupPlan,
@@ -35,11 +36,13 @@ __all__ = [
     'as_unit_mask',
     'attention_cost',
     'check_mask_ratio',
+    'cosine_qkv',
     'dense_plan',
     'gelu_linear',
     'group_attention',
     'group_windows',
     'grouped_plan',
+    'log_spaced_offsets',
     'mask_generator',
     'merge_cells',
     'norm_linear',

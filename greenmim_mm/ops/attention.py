@@ -51,6 +51,22 @@ class AttentionPlan:
         """The fields, in order: what autograd and torch.compile take where they take no object."""
         return self.token, self.slot, self.padding, self.window, self.bias_index, self.blocked
 
+    def parts(self, groups_at_a_time: int | None) -> list[tuple[slice, Tensor, Tensor | None]]:
+        """Runs of groups: which groups, their ``bias_index`` and their ``blocked``."""
+        if groups_at_a_time is None:
+            return [(slice(None), self.bias_index, self.blocked)]
+        starts = range(0, len(self.window), groups_at_a_time)
+        runs = [slice(start, start + groups_at_a_time) for start in starts]
+        shared = len(self.bias_index) == 1
+        return [
+            (
+                run,
+                self.bias_index if shared else self.bias_index[run],
+                None if self.blocked is None else self.blocked[run],
+            )
+            for run in runs
+        ]
+
     @classmethod
     def build(cls, groups: GroupPlan, window_size: int, device: torch.device) -> 'AttentionPlan':
         """Move a plan to ``device``.
@@ -100,6 +116,7 @@ def group_attention(
     plan: AttentionPlan,
     padding_qkv: Tensor | None = None,
     backend: str = 'recompute',
+    groups_at_a_time: int | None = None,
 ) -> Tensor:
     """Attention of each token over the tokens of its window (GreenMIM, group attention).
 
@@ -112,6 +129,8 @@ def group_attention(
         backend: 'recompute' (groups; keeps ``qkv`` alone for the backward pass), 'sdpa' (groups
             through PyTorch's scaled_dot_product_attention) or 'reference' (a loop over queries,
             for tests).
+        groups_at_a_time: Sequential attention (Swin V2): compute so many groups of every image at
+            a time, which bounds the memory for attention weights. None: all at once.
 
     Returns:
         ``(B, N, C)``, heads concatenated, in ``qkv``'s dtype.
@@ -129,16 +148,28 @@ def group_attention(
         raise ValueError(f'backend={backend!r} is unknown; use one of {BACKENDS}')
     if plan.padding is not None and padding_qkv is None:
         padding_qkv = qkv.new_zeros(width)
+    if groups_at_a_time is not None and groups_at_a_time < 1:
+        raise ValueError(f'groups_at_a_time={groups_at_a_time} must be positive, or None for all')
     # torch.compile decides by itself what to compute again.
     if backend == 'recompute' and not torch.compiler.is_compiling():
         with torch.autocast(qkv.device.type, enabled=False):
-            return _Recomputed.apply(qkv, padding_qkv, bias_table, *plan.tensors)
+            return _Recomputed.apply(qkv, padding_qkv, bias_table, groups_at_a_time, *plan.tensors)
     groups, size = plan.window.shape
     # (B, G, g, 3, heads, d) -> three of (B, G, heads, g, d)
     slots = _to_slots(qkv, padding_qkv, plan).view(batch, groups, size, 3, heads, -1)
     q, k, v = slots.permute(3, 0, 1, 4, 2, 5)
-    attend = _reference if backend == 'reference' else _sdpa
-    out = attend(q, k, v, bias_table, plan)
+    if backend == 'reference':
+        out = _reference(q, k, v, bias_table, plan)
+    else:
+        # One additive bias stands for positions and windows.
+        table = bias_table.to(q.dtype)
+        out = [
+            F.scaled_dot_product_attention(
+                q[:, run], k[:, run], v[:, run], attn_mask=_additive_bias(table, *pairs)
+            )
+            for run, *pairs in plan.parts(groups_at_a_time)
+        ]
+        out = out[0] if len(out) == 1 else torch.cat(out, dim=1)
     return out.transpose(2, 3).reshape(batch, groups * size, -1).index_select(1, plan.slot)
 
 
@@ -151,18 +182,12 @@ def _to_slots(qkv: Tensor, padding_row: Tensor | None, plan: AttentionPlan) -> T
     return slots
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, plan: AttentionPlan) -> Tensor:
-    """Scaled dot-product attention with one additive bias for positions and windows."""
-    bias = _additive_bias(bias_table.to(q.dtype), plan)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-
-
-def _additive_bias(bias_table: Tensor, plan: AttentionPlan) -> Tensor:
+def _additive_bias(bias_table: Tensor, bias_index: Tensor, blocked: Tensor | None) -> Tensor:
     """``(P or G, heads, g, g)``: the position's bias, minus infinity between windows."""
-    bias = bias_table.t().index_select(1, plan.bias_index.flatten())
-    bias = bias.view(-1, *plan.bias_index.shape).transpose(0, 1)
-    if plan.blocked is not None:
-        bias = bias.masked_fill(plan.blocked[:, None], float('-inf'))
+    bias = bias_table.t().index_select(1, bias_index.flatten())
+    bias = bias.view(-1, *bias_index.shape).transpose(0, 1)
+    if blocked is not None:
+        bias = bias.masked_fill(blocked[:, None], float('-inf'))
     return bias
 
 
@@ -190,71 +215,97 @@ class _Recomputed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, qkv, padding_row, bias_table, *tensors):
+    def forward(ctx, qkv, padding_row, bias_table, groups_at_a_time, *tensors):
         ctx.save_for_backward(qkv, padding_row, bias_table, *tensors)
-        plan = AttentionPlan(*tensors)
-        _, _, v, weight = _weights(qkv, padding_row, bias_table, plan)
-        out = torch.bmm(weight, v)
-        heads, batch = bias_table.shape[1], len(qkv)
+        ctx.groups_at_a_time = groups_at_a_time
+        plan, batch, heads = AttentionPlan(*tensors), len(qkv), bias_table.shape[1]
         groups, size = plan.window.shape
-        out = out.view(batch, groups, heads, size, -1).transpose(2, 3)
-        return out.reshape(batch, groups * size, -1).index_select(1, plan.slot)
+        slots = _to_slots(qkv, padding_row, plan).view(batch, groups, size, 3, heads, -1)
+        outs = []
+        for run, *pairs in plan.parts(groups_at_a_time):
+            _, _, v, weight = _weights(slots[:, run], bias_table, *pairs)
+            out = torch.bmm(weight, v).view(batch, -1, heads, size, v.shape[2])
+            outs.append(out.transpose(2, 3).reshape(batch, -1, qkv.shape[2] // 3))
+        out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
+        return out.index_select(1, plan.slot)
 
     @staticmethod
     def backward(ctx, grad):
         qkv, padding_row, bias_table, *tensors = ctx.saved_tensors
         plan, batch, heads = AttentionPlan(*tensors), len(qkv), bias_table.shape[1]
         groups, size = plan.window.shape
-        q, k, v, weight = _weights(qkv, padding_row, bias_table, plan)
+        slots = _to_slots(qkv, padding_row, plan).view(batch, groups, size, 3, heads, -1)
         # Slots without a token have no output, hence no gradient.
         grad_out = grad.new_zeros(batch, groups * size, grad.shape[2])
         grad_out.index_copy_(1, plan.slot, grad)
         grad_out = grad_out.view(batch, groups, size, heads, -1).transpose(2, 3)
-        grad_out = grad_out.reshape(v.shape)
+        grad_table = None
+        if ctx.needs_input_grad[2]:
+            grad_table = bias_table.new_zeros(bias_table.shape[::-1])
 
-        grads = qkv.new_empty(3, *v.shape)
-        torch.bmm(weight.transpose(1, 2), grad_out, out=grads[2])
-        grad_weight = torch.bmm(grad_out, v.transpose(1, 2))
-        grad_score = torch.ops.aten._softmax_backward_data(
-            grad_weight, weight, -1, grad_weight.dtype
-        )
-        scale = v.shape[2] ** -0.5
-        torch.baddbmm(grads[0], grad_score, k, beta=0, alpha=scale, out=grads[0])
-        torch.baddbmm(grads[1], grad_score.transpose(1, 2), q, beta=0, alpha=scale, out=grads[1])
-
-        grads = grads.view(3, batch, groups, heads, size, -1).permute(1, 2, 4, 0, 3, 5)
-        grads = grads.reshape(batch, groups * size, -1)
+        parts = []
+        for run, bias_index, blocked in plan.parts(ctx.groups_at_a_time):
+            grads, grad_score = _slot_gradients(
+                slots[:, run], grad_out[:, run], bias_table, bias_index, blocked
+            )
+            parts.append(grads)
+            if grad_table is not None:
+                shared = len(bias_index) == 1
+                grad_bias = grad_score.sum((0, 1) if shared else 0, dtype=bias_table.dtype)
+                grad_bias = grad_bias.view(-1, heads, size * size).transpose(0, 1)
+                grad_table.index_add_(1, bias_index.flatten(), grad_bias.reshape(heads, -1))
+        grads = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         # An unused slot meets unused slots alone, and nobody reads its output: no gradient.
         grad_qkv = grads.index_select(1, plan.slot)
-        grad_row = grad_table = None
+        grad_row = None
         if padding_row is not None and ctx.needs_input_grad[1]:
             grad_row = torch.zeros_like(padding_row)
             if plan.padding is not None:
                 grad_row += grads.index_select(1, plan.padding).sum((0, 1))
-        if ctx.needs_input_grad[2]:
-            grad_score = grad_score.view(batch, groups, heads, size, size)
-            shared = len(plan.bias_index) == 1
-            grad_bias = grad_score.sum((0, 1) if shared else 0, dtype=bias_table.dtype)
-            grad_bias = grad_bias.view(-1, heads, size * size).transpose(0, 1).reshape(heads, -1)
-            grad_table = bias_table.new_zeros(bias_table.shape[::-1])
-            grad_table = grad_table.index_add_(1, plan.bias_index.flatten(), grad_bias).t()
-        return grad_qkv, grad_row, grad_table, *[None] * len(tensors)
+        grad_table = None if grad_table is None else grad_table.t()
+        return grad_qkv, grad_row, grad_table, None, *[None] * len(tensors)
 
 
 def _weights(
-    qkv: Tensor, padding_row: Tensor | None, bias_table: Tensor, plan: AttentionPlan
+    slots: Tensor, bias_table: Tensor, bias_index: Tensor, blocked: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries, keys, values ``(B * G * heads, g, d)`` and attention ``(..., g, g)``."""
-    batch, _, width = qkv.shape
-    heads = bias_table.shape[1]
-    groups, size = plan.window.shape
-    slots = _to_slots(qkv, padding_row, plan).view(batch, groups, size, 3, heads, -1)
+    """Queries, keys, values ``(B * G * heads, g, d)`` and attention ``(..., g, g)``.
+
+    ``slots`` is ``(B, G, g, 3, heads, d)``.
+    """
+    batch, groups, size, _, heads, width = slots.shape
     slots = slots.permute(3, 0, 1, 4, 2, 5)
     q, k, v = slots.reshape(3, batch * groups * heads, size, -1)
-    bias = _additive_bias(bias_table.to(qkv.dtype), plan)
+    bias = _additive_bias(bias_table.to(slots.dtype), bias_index, blocked)
     score = bias.new_empty(batch, groups, heads, size, size).copy_(bias).view(-1, size, size)
-    score.baddbmm_(q, k.transpose(1, 2), alpha=(width // 3 // heads) ** -0.5)
+    score.baddbmm_(q, k.transpose(1, 2), alpha=width**-0.5)
     # Half precision is too coarse for the sum of a softmax.
-    low = qkv.dtype in (torch.float16, torch.bfloat16)
-    weight = torch.softmax(score, -1, dtype=torch.float32 if low else None).to(qkv.dtype)
+    low = slots.dtype in (torch.float16, torch.bfloat16)
+    weight = torch.softmax(score, -1, dtype=torch.float32 if low else None).to(slots.dtype)
     return q, k, v, weight
+
+
+def _slot_gradients(
+    slots: Tensor,
+    grad_out: Tensor,
+    bias_table: Tensor,
+    bias_index: Tensor,
+    blocked: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the slots ``(B, G * g, 3 * C)`` and of the scores ``(B, G, heads, g, g)``.
+
+    ``slots`` is ``(B, G, g, 3, heads, d)``, ``grad_out`` is ``(B, G, heads, g, d)``.
+    """
+    batch, groups, size, _, heads, width = slots.shape
+    q, k, v, weight = _weights(slots, bias_table, bias_index, blocked)
+    grad_out = grad_out.reshape(v.shape)
+    grads = slots.new_empty(3, *v.shape)
+    torch.bmm(weight.transpose(1, 2), grad_out, out=grads[2])
+    grad_weight = torch.bmm(grad_out, v.transpose(1, 2))
+    grad_score = torch.ops.aten._softmax_backward_data(grad_weight, weight, -1, grad_weight.dtype)
+    scale = width**-0.5
+    torch.baddbmm(grads[0], grad_score, k, beta=0, alpha=scale, out=grads[0])
+    torch.baddbmm(grads[1], grad_score.transpose(1, 2), q, beta=0, alpha=scale, out=grads[1])
+    grads = grads.view(3, batch, groups, heads, size, -1).permute(1, 2, 4, 0, 3, 5)
+    grads = grads.reshape(batch, groups * size, -1)
+    return grads, grad_score.view(batch, groups, heads, size, size)
