@@ -27,6 +27,16 @@ CONFIGS = sorted(
 BASE = 'greenmim/greenmim_swin-base-w7_8xb256-amp-coslr-200e_in1k.py'
 LARGE = 'greenmim/greenmim_swin-large-w14_8xb256-amp-coslr-200e_in1k.py'
 TINY = 'greenmim/greenmim_swin-tiny-w7_1xb128-amp-coslr-100e_custom.py'
+V2_BASE = 'greenmim/greenmim_swinv2-base-w8_8xb256-amp-coslr-200e_in1k-256px.py'
+V2_LARGE = 'greenmim/greenmim_swinv2-large-w12_8xb256-amp-coslr-200e_in1k-192px.py'
+# Each differs from a recipe of GreenMIM in the method alone.
+SIMMIM = {
+    'simmim/simmim_swin-base-w7_8xb256-amp-coslr-200e_in1k.py': BASE,
+    'simmim/simmim_swin-large-w14_8xb256-amp-coslr-200e_in1k.py': LARGE,
+    'simmim/simmim_swinv2-base-w8_8xb256-amp-coslr-200e_in1k-256px.py': V2_BASE,
+    'simmim/simmim_swinv2-large-w12_8xb256-amp-coslr-200e_in1k-192px.py': V2_LARGE,
+}
+PRETRAINING = [BASE, LARGE, TINY, V2_BASE, V2_LARGE, *SIMMIM]
 STOCK = 'mask_rcnn/mask-rcnn_greenmim-swin-base-w7_fpn_amp-ms-crop-3x_coco.py'
 GREEN = 'mask_rcnn/mask-rcnn_greenmim-greenswin-base-w7_fpn_amp-ms-crop-3x_coco.py'
 BACKBONE_PARAMETERS = {
@@ -34,6 +44,11 @@ BACKBONE_PARAMETERS = {
     BASE: 86_743_224,
     LARGE: 195_311_316,
     TINY: 27_519_354,
+    # The published sizes of Swin V2, 87.9 M and 196.7 M, have the head for 1000 classes.
+    V2_BASE: 86_893_816,
+    V2_LARGE: 195_202_932,
+    # As GreenMIM's, and a mask token.
+    **dict(zip(SIMMIM, (86_743_352, 195_257_748, 86_893_944, 195_203_124), strict=True)),
     STOCK: 86_743_224 + 2 * (128 + 256 + 512),
     GREEN: 86_743_224 + 2 * (128 + 256 + 512),
 }
@@ -104,12 +119,16 @@ def build(cfg: Config) -> nn.Module:
 def shrink(cfg: Config) -> None:
     """Fewer and narrower blocks; everything else stays as the recipe has it."""
     backbone, neck = cfg.model.backbone, cfg.model.neck
-    if backbone.type.endswith('GreenSwin'):
+    if 'V2' in backbone.type:
+        backbone.arch = dict(SMALL, extra_norm_every_n_blocks=0)
+    elif 'arch' in backbone:
         backbone.arch = SMALL
     else:
         backbone.update(SMALL)
     if 'embed_dim' in neck:
         neck.embed_dim = SMALL['embed_dims'] * 8
+    elif neck.type == 'SimMIMLinearDecoder':
+        neck.in_channels = SMALL['embed_dims'] * 8
     else:
         neck.in_channels = [SMALL['embed_dims'] << stage for stage in range(4)]
 
@@ -154,17 +173,19 @@ def test_model_builds_and_decays_only_matrices(name):
     assert cfg.auto_scale_lr.base_batch_size == images
     assert optimizer.defaults['betas'] == (0.9, 0.95)
     norms = {n for n, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
-    assert 'backbone.patch_embed.norm' in norms and 'neck.decoder_blocks.0.norm1' in norms
+    assert 'backbone.patch_embed.norm' in norms
     for parameter, value in decay.items():
         owner, _, leaf = parameter.rpartition('.')
         free = leaf in ('bias', 'relative_position_bias_table', 'mask_token') or owner in norms
+        free |= leaf in ('q_bias', 'v_bias', 'logit_scale') or 'cpb_mlp' in owner
         assert value == (0.0 if free else 0.05), parameter
-    assert decay['neck.mask_token'] == 0
-    assert decay['backbone.stages.0.downsample.reduction.weight'] == 0.05
+    assert decay['backbone.mask_token' if name in SIMMIM else 'neck.mask_token'] == 0
+    stage = 1 if 'swinv2' in name else 0
+    assert decay[f'backbone.stages.{stage}.downsample.reduction.weight'] == 0.05
     assert decay['backbone.patch_embed.projection.weight'] == 0.05
 
 
-@pytest.mark.parametrize('name', [BASE, LARGE, TINY])
+@pytest.mark.parametrize('name', PRETRAINING)
 def test_schedule(name):
     cfg = Config.fromfile(ROOT / 'configs' / name)
     warmup, cosine = cfg.param_scheduler
@@ -177,7 +198,7 @@ def test_schedule(name):
     assert cfg.randomness.seed == 0
 
 
-@pytest.mark.parametrize('name', [BASE, LARGE, TINY])
+@pytest.mark.parametrize('name', PRETRAINING)
 def test_pretraining_step(name, imagenet, train_tool, tmp_path):
     """A step of the recipe itself: images from folders, loss, backward, AdamW."""
     root = imagenet if name != TINY else imagenet / 'train'
@@ -196,15 +217,50 @@ def test_pretraining_step(name, imagenet, train_tool, tmp_path):
             ]
         )[1]
     )
-    if name == LARGE:
+    if name not in (BASE, TINY):
         shrink(cfg)
     runner = train_tool.build_runner(cfg)
     runner.train()
     assert runner.iter == 1 and len(runner.train_dataloader.dataset) == 4
     loss = runner.message_hub.get_scalar('train/loss').current()
-    # Units are normalised, so a guess of zeros would lose 1.
-    assert math.isfinite(loss) and 0.9 < loss < 2
+    # Units are normalised, so a guess of zeros would lose 1; SimMIM measures in L1.
+    assert math.isfinite(loss) and (0.5 if name in SIMMIM else 0.9) < loss < 2
     assert not untrained(runner)
+
+
+@pytest.mark.parametrize('name', SIMMIM)
+def test_baseline_differs_in_the_method_alone(name):
+    ours, theirs = (
+        Config.fromfile(ROOT / 'configs' / one).to_dict() for one in (SIMMIM[name], name)
+    )
+    models = ours.pop('model'), theirs.pop('model')
+    loaders = ours['train_dataloader'], theirs['train_dataloader']
+    pipelines = [loader['dataset'].pop('pipeline') for loader in loaders]
+    for one in (ours, theirs):
+        one.pop('train_pipeline')
+    assert ours == theirs
+    mask = pipelines[1].pop(3)
+    assert mask['type'] == 'SimMIMMaskGenerator' and pipelines[0] == pipelines[1]
+    assert models[0]['data_preprocessor'] == models[1]['data_preprocessor']
+    backbones = [model['backbone'] for model in models]
+    assert mask['input_size'] == pipelines[0][1]['scale']
+    assert {backbone['img_size'] for backbone in backbones} == {mask['input_size']}
+    for key in ('arch', 'drop_path_rate'):
+        assert backbones[0][key] == backbones[1][key]
+    # The networks are the same: one's weights are the other's.
+    init_default_scope('mmpretrain')
+    for backbone in backbones:
+        arch = dict(SMALL, extra_norm_every_n_blocks=0) if 'V2' in backbone['type'] else SMALL
+        backbone['arch'] = arch
+    if backbones[0]['window_size'] == 14:  # shrinks at the last stage; the other says it itself
+        backbones[0]['window_size'] = (14, 14, 14, 7)
+    green, sim = (MODELS.build(backbone) for backbone in backbones)
+    sim.load_state_dict(dict(green.state_dict(), mask_token=sim.mask_token), strict=False)
+    for backbone in (green, sim):
+        backbone.eval()
+    images = torch.randn(1, 3, mask['input_size'], mask['input_size'])
+    with torch.no_grad():
+        torch.testing.assert_close(green(images), sim(images, None), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('name', [STOCK, GREEN])

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..models import GreenMIMPretrainDecoder, GreenSwin
+from ..models import GreenMIMPretrainDecoder, GreenSwin, GreenSwinV2
 from ..models.green_swin import ARCHS
+from ..models.green_swin_v2 import ARCHS_V2
 from ..ops import UNIT_SIZE, random_mask, to_device, unit_grid
 
 
@@ -36,6 +37,7 @@ class Candidate:
         img_size: Side of the images in pixels.
         window_size: Side of the windows in tokens, of Swin.
         batch: Images of a step on a CPU; 32 times as many on CUDA.
+        version: 1 or 2, of Swin.
         options: Further arguments of the backbone.
         needs: Packages that the model comes from.
     """
@@ -48,8 +50,14 @@ class Candidate:
     img_size: int = 224
     window_size: int = 7
     batch: int = 8
+    version: int = 1
     options: dict = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+
+    @property
+    def window_sizes(self) -> tuple[int, ...]:
+        """Window of each stage: no larger than its map."""
+        return tuple(min(self.window_size, self.img_size // (4 << stage)) for stage in range(4))
 
 
 def missing(packages: Sequence[str]) -> str:
@@ -75,11 +83,12 @@ class GreenMIMStep(nn.Module):
 
     def __init__(self, candidate: Candidate) -> None:
         super().__init__()
-        self.backbone = GreenSwin(
-            candidate.arch,
-            window_size=candidate.window_size,
-            drop_path_rate=0.0,
-            **candidate.options,
+        if candidate.version == 1:
+            backbone, window_size = GreenSwin, candidate.window_size
+        else:
+            backbone, window_size = GreenSwinV2, candidate.window_sizes
+        self.backbone = backbone(
+            candidate.arch, window_size=window_size, drop_path_rate=0.0, **candidate.options
         )
         self.neck = GreenMIMPretrainDecoder(self.backbone.num_features[-1])
         self.rng = np.random.default_rng(0)
@@ -148,19 +157,21 @@ def simmim(candidate: Candidate) -> PeerStep:
     """SimMIM of mmpretrain, as its recipes have it, six tenths hidden.
 
     A window shrinks where the map is smaller, as in the paper's code; mmpretrain's recipe for
-    Swin-L pads the last map to the window instead, which takes more time and memory.
+    Swin-L pads the last map to the window instead, which takes more time and memory. Swin V2 is
+    mmpretrain's, too, with mask tokens added to it.
     """
-    sides = [candidate.img_size // (4 << stage) for stage in range(4)]
-    windows = [dict(window_size=min(candidate.window_size, side)) for side in sides]
-    backbone = dict(
-        type='SimMIMSwinTransformer',
-        arch=candidate.arch,
-        img_size=candidate.img_size,
-        drop_path_rate=0.0,
-        stage_cfgs=[dict(block_cfgs=window) for window in windows],
-        **candidate.options,
+    common = dict(
+        arch=candidate.arch, img_size=candidate.img_size, drop_path_rate=0.0, **candidate.options
     )
-    arch = ARCHS[candidate.arch] if isinstance(candidate.arch, str) else candidate.arch
+    if candidate.version == 1:
+        windows = [dict(block_cfgs=dict(window_size=size)) for size in candidate.window_sizes]
+        backbone = dict(type='SimMIMSwinTransformer', stage_cfgs=windows, **common)
+    else:
+        backbone = dict(
+            type='greenmim_mm.SimMIMSwinTransformerV2', window_size=candidate.window_sizes, **common
+        )
+    archs = ARCHS if candidate.version == 1 else ARCHS_V2
+    arch = archs[candidate.arch] if isinstance(candidate.arch, str) else candidate.arch
     return PeerStep(
         dict(
             type='SimMIM',
@@ -227,6 +238,21 @@ def swin_group(arch: str, window: int, paper_window: int, batch: int) -> list[Ca
     ]
 
 
+def swin_v2_group(arch: str, size: int, window: int, batch: int) -> list[Candidate]:
+    """GreenMIM, plain and sparing memory, and SimMIM, all at one size and window."""
+    title = f'Swin V2-{arch[0].upper()}, {size} px'
+    label = f'{title}, window {window}'
+    common = dict(arch=arch, img_size=size, window_size=window, batch=batch, version=2)
+    lean = dict(build=GreenMIMStep, options=dict(with_cp='mlp'), **common)
+    peer = dict(build=simmim, needs=('mmcv', 'mmpretrain'), **common)
+    name = f'v2{arch}-{size}'
+    return [
+        Candidate(f'greenmim-{name}', title, f'GreenMIM {label}', build=GreenMIMStep, **common),
+        Candidate(f'greenmim-{name}-mlp', title, f"GreenMIM {label}, with_cp='mlp'", **lean),
+        Candidate(f'simmim-{name}', title, f'SimMIM {label}', **peer),
+    ]
+
+
 VIT_BASE = dict(embed_dims=768, num_layers=12, num_heads=12, feedforward_channels=3072)
 
 CANDIDATES = [
@@ -236,6 +262,9 @@ CANDIDATES = [
         'mae-base', 'Swin-B', 'MAE ViT-B/16, 224 px', mae, VIT_BASE, needs=('mmcv', 'mmpretrain')
     ),
     *swin_group('large', 14, 12, 4),
+    *swin_v2_group('base', 192, 6, 8),
+    *swin_v2_group('base', 256, 8, 8),
+    *swin_v2_group('large', 192, 12, 4),
 ]
 
 

@@ -15,11 +15,14 @@ from greenmim_mm.benchmark.candidates import (
     simmim,
 )
 from greenmim_mm.benchmark.measure import kept_bytes
-from greenmim_mm.models import GreenMIM
+from greenmim_mm.models import GreenMIM, GreenSwinV2
 from greenmim_mm.ops import random_mask
 
 MINI = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
 MINI_VIT = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
+
+
+MINI_V2 = dict(MINI, extra_norm_every_n_blocks=0)
 
 
 def candidate(build=GreenMIMStep, arch=MINI, **kwargs):
@@ -82,6 +85,24 @@ def test_simmim_runs_at_every_size_of_the_table(img_size, window_size):
     assert loss.isfinite()
 
 
+@pytest.mark.parametrize(('img_size', 'window_size'), [(192, 6), (192, 12), (256, 8)])
+def test_swin_v2_runs_at_every_size_of_the_table(img_size, window_size):
+    """The same network in both methods."""
+    settings = dict(arch=MINI_V2, img_size=img_size, window_size=window_size, version=2)
+    ours, peer = GreenMIMStep(candidate(**settings)), simmim(candidate(simmim, **settings))
+    assert type(ours.backbone) is GreenSwinV2
+    networks = [
+        {name: p.shape for name, p in backbone.named_parameters() if name != 'mask_token'}
+        for backbone in (ours.backbone, peer.model.backbone)
+    ]
+    assert networks[0] == networks[1]
+    images = torch.rand(2, 3, img_size, img_size)
+    for model in (ours, peer):
+        loss = model(images, model.draw(images))
+        loss.backward()
+        assert loss.isfinite()
+
+
 def test_mae_runs():
     model = mae(candidate(mae, MINI_VIT))
     images = torch.rand(2, 3, 224, 224)
@@ -97,9 +118,13 @@ def test_the_table_has_what_the_papers_train():
     assert table['greenmim-large'] == ('Swin-L', 'large', 224, 14, 4)
     assert table['simmim-large-192'] == ('Swin-L', 'large', 192, 12, 4)
     assert table['mae-base'][:1] == ('Swin-B',)
+    assert table['greenmim-v2base-256'] == ('Swin V2-B, 256 px', 'base', 256, 8, 8)
+    assert table['simmim-v2base-192'] == ('Swin V2-B, 192 px', 'base', 192, 6, 8)
     groups = [c.group for c in CANDIDATES]
-    assert list(dict.fromkeys(groups)) == ['Swin-T', 'Swin-B', 'Swin-L']
-    assert groups == sorted(groups, key=['Swin-T', 'Swin-B', 'Swin-L'].index)
+    names = list(dict.fromkeys(groups))
+    assert names[:3] == ['Swin-T', 'Swin-B', 'Swin-L']
+    assert names[3:] == ['Swin V2-B, 192 px', 'Swin V2-B, 256 px', 'Swin V2-L, 192 px']
+    assert groups == sorted(groups, key=names.index)
     assert not any(c.needs for c in CANDIDATES if c.build is GreenMIMStep)
 
 
@@ -111,6 +136,8 @@ def test_the_table_has_what_the_papers_train():
         ('greenmim-base', 92.0),
         ('simmim-base-224', 89.9),
         ('mae-base', 111.7),
+        ('greenmim-v2base-256', 92.1),
+        ('simmim-v2base-256', 90.0),
     ],
 )
 def test_models_of_the_table_have_their_papers_size(name, millions):

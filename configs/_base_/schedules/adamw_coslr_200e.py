@@ -1,5 +1,6 @@
 # No weight decay on what is not a matrix of a linear map: biases, norms, position biases and the
-# mask token. The two custom keys are neither called 'bias' nor inside a norm.
+# mask token; of Swin V2 also the position network and the scale of its attention. Names that match
+# the custom keys are neither called 'bias' nor inside a norm.
 optim_wrapper = dict(
     type='AmpOptimWrapper',
     # 1.5e-4 for each 256 images of a step.
@@ -10,6 +11,10 @@ optim_wrapper = dict(
         custom_keys=dict(
             relative_position_bias_table=dict(decay_mult=0.0),
             mask_token=dict(decay_mult=0.0),
+            cpb_mlp=dict(decay_mult=0.0),
+            logit_scale=dict(decay_mult=0.0),
+            q_bias=dict(decay_mult=0.0),
+            v_bias=dict(decay_mult=0.0),
         ),
     ),
 )
