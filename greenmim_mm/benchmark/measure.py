@@ -40,6 +40,7 @@ class Result:
         seconds: Seconds of one step, an entry for each round.
         kept_bytes: Bytes kept for the backward pass of a batch.
         planning_ms: Milliseconds of planning in a step.
+        update_ms: Milliseconds of the optimizer's update in a step.
         peak_bytes: On CUDA, memory at its peak: parameters, optimizer and activations.
         largest_batch: On CUDA, the largest batch that fits alone on the device.
         failure: Why it was not measured, or not to the end.
@@ -53,6 +54,7 @@ class Result:
     seconds: list[float] = field(default_factory=list)
     kept_bytes: int | None = None
     planning_ms: float | None = None
+    update_ms: float | None = None
     peak_bytes: int | None = None
     largest_batch: int | None = None
     failure: str = ''

@@ -67,6 +67,7 @@ def _row(result: Result, first: Result) -> dict[str, str]:
         'images/s, median (min-max)': rate,
         'first row is faster by': cell(speedup(first, result), '{:.2f}x'),
         'planning a step': cell(result.planning_ms, '{:.1f} ms'),
+        'AdamW in a step': cell(result.update_ms, '{:.0f} ms'),
         'kept for backward, per image': megabytes(result.kept_per_image),
         'first row keeps less by': less(first.kept_per_image, result.kept_per_image),
         'peak memory': megabytes(result.peak_bytes),

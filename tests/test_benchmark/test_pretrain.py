@@ -67,6 +67,22 @@ def test_a_step_trains_and_leaves_no_gradient():
     assert all(changed)
     assert trainer.images.shape == (2, 3, 224, 224)
     assert trainer.planning_ms(repeats=1) > 0
+    assert trainer.update_ms(repeats=1) > 0
+    assert all(p.grad is None for p in trainer.model.parameters())
+
+
+def test_without_a_fused_update_the_plain_one_is_taken(monkeypatch):
+    plain = torch.optim.AdamW
+
+    def refuse(*args, fused=False, **kwargs):
+        if fused:
+            raise RuntimeError('fused=True needs CUDA')
+        return plain(*args, **kwargs)
+
+    parameters = [nn.Parameter(torch.ones(2))]
+    assert pretrain.adamw(parameters).defaults['fused']
+    monkeypatch.setattr(torch.optim, 'AdamW', refuse)
+    assert not pretrain.adamw(parameters).defaults['fused']
 
 
 @pytest.mark.parametrize('amp', [False, True])

@@ -180,8 +180,9 @@ def test_an_interrupt_prints_what_was_measured(mini_table, tmp_path, capsys):
     steps = iter(range(100))
 
     def interrupt():
-        # Two steps to warm up, one to count bytes, one a round: the second round ends it.
-        if next(steps) == 4:
+        # Two steps to warm up, one to count bytes, one for the update, one a round: the second
+        # round ends it.
+        if next(steps) == 5:
             raise KeyboardInterrupt
 
     mini_table[:] = [tiny('one'), tiny('two', interrupt), tiny('three', group='Next')]
