@@ -1,36 +1,38 @@
-"""One format to another, state dicts and files, with an account of every key."""
+"""Parameters of one format to another, with an account of every key."""
 
-import hashlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..ops import relative_position_index
-from ..version import __version__
-from .files import (
-    CheckpointError,
-    check_destination,
-    find_state_dict,
-    parameters_key,
-    read_checkpoint,
-    write_checkpoint,
+from ..ops import log_spaced_offsets
+from .checks import check_shapes, check_whole
+from .formats import detect_format, find_format
+from .layout import Format, Layout
+from .transforms import (
+    Entry,
+    coords_windows,
+    index_buffer,
+    resize_bias_table,
+    table_window,
 )
-from .formats import FORMATS, Format, detect_format
 
-# Some of what every block has. Swin V2 has no bias table.
-_BLOCK_LEAVES = (
-    'norm1.weight',
-    'attn.w_msa.relative_position_bias_table',
-    'attn.w_msa.qkv.weight',
-    'attn.w_msa.proj.weight',
-    'norm2.weight',
-    'ffn.layers.0.0.weight',
-    'ffn.layers.1.weight',
+_TABLE = 'relative_position_bias_table'
+_INDEX = 'relative_position_index'
+_COORDS = 'relative_coords_table'
+_COMPUTED = 'computed, not learned'
+_UNKNOWN = 'unknown name'
+
+# Why a canonical name may have no place, and whether that changes the network.
+_NO_PLACE = (
+    (re.compile(rf'.*\.({_INDEX}|{_COORDS})'), _COMPUTED, False),
+    (re.compile(r'mask_token|neck\.decoder\..*'), 'SimMIM pre-training part', False),
+    (re.compile(r'neck\..*'), 'pre-training decoder', False),
+    (re.compile(r'head\..*'), 'classification head', False),
+    (re.compile(r'norm[0-3]\..*'), 'norm of an output', False),
+    (re.compile(r'absolute_pos_embed'), 'absolute position embedding', True),
+    (re.compile(r'.*'), 'learned parameter', True),
 )
 
 
@@ -40,11 +42,16 @@ class ConversionReport:
 
     Attributes:
         mapped: ``{source key: target key}`` of unchanged values.
-        transformed: ``{source key: (target key, how)}``.
+        transformed: ``{source key: (target key, how)}``; several target keys are joined by ', '.
         dropped: ``{source key: reason}``.
         added: ``{target key: reason}`` of values that were computed.
+        missing: ``{target key: reason}`` of what a model of the target has and the source has
+            not: norms of outputs and heads, which keep their initial values.
+        lost: Those of ``dropped`` that should not have been: names that no table knows, and
+            learned parameters of the backbone without which the network is another.
         source: Format of the source.
         target: Format of the result.
+        version: Version of Swin.
         left_out: What a file holds beside the parameters, e.g. 'optimizer'.
     """
 
@@ -52,14 +59,26 @@ class ConversionReport:
     transformed: dict[str, tuple[str, str]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     added: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
     source: str = ''
     target: str = ''
+    version: int = 1
     left_out: tuple[str, ...] = ()
 
     @property
     def unknown(self) -> list[str]:
         """Source keys that no table knows."""
-        return [key for key, reason in self.dropped.items() if reason == 'unknown name']
+        return [key for key, reason in self.dropped.items() if reason == _UNKNOWN]
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the backbone of the target is the network of the source.
+
+        Decoders, heads, norms of outputs and other parts of a detector may have been dropped
+        where the target has no place for them.
+        """
+        return not self.lost
 
     def summary(self) -> str:
         """The account in a few lines; keys of one kind are counted together."""
@@ -71,6 +90,7 @@ class ConversionReport:
             ('transformed', {key: how for key, (_, how) in self.transformed.items()}),
             ('dropped', self.dropped),
             ('added', self.added),
+            ('missing', self.missing),
         ):
             reasons: dict[str, list[str]] = {}
             for key, reason in entries.items():
@@ -79,220 +99,250 @@ class ConversionReport:
                 lines.append(
                     f'{verb} {len(keys)} ({reason}): {keys[0]}' + ', ...' * (len(keys) > 1)
                 )
+        if self.lost:
+            lines.append(
+                f'LOST {len(self.lost)}: {", ".join(self.lost[:3])}'
+                + ', ...' * (len(self.lost) > 3)
+            )
         if self.left_out:
             lines.append(f'left out of the file: {", ".join(self.left_out)}')
         return '\n'.join(lines)
 
+    def drop(self, key: str, reason: str, lost: bool) -> None:
+        """Note that a source key was dropped."""
+        self.dropped[key] = reason
+        if lost:
+            self.lost.append(key)
+
 
 def convert_state_dict(
-    state_dict: Mapping[str, Tensor], source: str, target: str
+    state_dict: Mapping[str, Tensor],
+    source: str,
+    target: str,
+    window_size: int | Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
-    """Rename and reorder the parameters of a Swin.
+    """Rename and reorder the parameters of a Swin, V1 or V2.
 
     Args:
-        state_dict: Parameters under the names of ``source``.
-        source: Format of ``state_dict``, a key of :data:`~greenmim_mm.checkpoint.FORMATS`.
+        state_dict: Parameters under the names of ``source``: at least a whole backbone.
+        source: Format of ``state_dict``, a key of :data:`~greenmim_mm.checkpoint.FORMATS`;
+            'auto' finds it out.
         target: Format to make.
+        window_size: Window of the result, or one per stage; None keeps the source's. In Swin V1
+            the bias tables are resized, in V2 only buffers depend on it. Give one per stage
+            where the target's library shrinks the window of a stage whose map is smaller (timm
+            and Microsoft's code; window 14 on images of 224 pixels becomes ``(14, 14, 14, 7)``).
 
     Returns:
         Parameters under the names of ``target``; values share memory where unchanged.
 
     Raises:
-        ValueError: If a format is unknown, no key fits ``source``, or a value has a shape that
-            no Swin has.
+        ValueError: If a format is unknown or has no such version of Swin, parts of the Swin are
+            lacking, a value has a shape that does not fit the others, or ``window_size`` is none.
     """
-    return convert_with_report(state_dict, source, target)[0]
+    return convert_with_report(state_dict, source, target, window_size)[0]
 
 
 def convert_with_report(
-    state_dict: Mapping[str, Tensor], source: str, target: str
+    state_dict: Mapping[str, Tensor],
+    source: str,
+    target: str,
+    window_size: int | Sequence[int] | None = None,
 ) -> tuple[dict[str, Tensor], ConversionReport]:
     """As :func:`convert_state_dict`, with an account of every key."""
-    source_format, target_format = _format(source), _format(target)
+    source = detect_format(list(state_dict)) if source == 'auto' else source
+    source_format, target_format = find_format(source), find_format(target)
+    windows = _windows(window_size)
     report = ConversionReport(source=source, target=target)
-    result: dict[str, Tensor] = {}
-    for key, value in state_dict.items():
-        canonical = source_format.to_canonical(key)
-        if canonical is None:
-            ignored = source_format.ignores(key)
-            report.dropped[key] = 'computed, not learned' if ignored else 'unknown name'
-            continue
-        name = target_format.from_canonical(canonical)
-        if name is None:
-            part = 'pre-training decoder' if canonical.startswith('neck.') else canonical
-            report.dropped[key] = f'{part} has no place in {target}'
-            continue
-        reordered = '.downsample.' in canonical and (
-            source_format.merge_order != target_format.merge_order
-        )
-        if reordered:
-            if value.ndim == 0 or value.shape[-1] % 4:
-                raise ValueError(
-                    f'{key} has shape {tuple(value.shape)}; patch merging has 4 * C channels on '
-                    'the last axis'
-                )
-            value = _reorder_merging(value, target_format.merge_order)
-            report.transformed[key] = (name, 'channel order of patch merging')
-        else:
-            report.mapped[key] = name
-        result[name] = value
-    if not result:
-        raise ValueError(
-            f'none of the {len(state_dict)} keys fits the format {source}; first keys: '
-            f'{list(state_dict)[:3]}'
-        )
-    _add_index_buffers(result, report)
+    entries, old = _read(state_dict, source_format, report)
+    report.version = old.version
+    new = target_format.target_layout(entries, old.version)
+    # What both have in common is left alone.
+    for transform in old.transforms:
+        if transform not in new.transforms:
+            entries = transform.reading(entries)
+    entries = _fit_windows(entries, new, windows, report)
+    for transform in new.transforms:
+        if transform not in old.transforms:
+            entries = transform.writing(entries)
+    result = _write(entries, new, report)
+    _note_missing(entries, new, report)
     return result, report
 
 
-def convert_file(
-    src: str | Path, dst: str | Path, target: str, source: str = 'auto', force: bool = False
-) -> ConversionReport:
-    """Convert the Swin of a checkpoint file and write it with a note of where it is from.
-
-    Training state (optimizer, schedules, logs) is left out. The result is ``dict(meta=...,
-    state_dict=...)``; ``meta`` has ``source_file`` (name), ``source_sha256``, ``source_format``,
-    ``format``, ``greenmim_mm_version`` and, where the source's format has one, ``licence``.
+def canonical_state_dict(
+    state_dict: Mapping[str, Tensor], source: str = 'auto'
+) -> dict[str, Tensor]:
+    """The parameters under GreenSwin's own names, without ``backbone.``.
 
     Args:
-        src: Checkpoint of mmengine's runner, or the authors' file.
-        dst: File to write.
-        target: Format to make, a key of :data:`~greenmim_mm.checkpoint.FORMATS`.
-        source: Format of ``src``; 'auto' finds it out by the names.
-        force: Replace ``dst`` if it exists.
+        state_dict: As for :func:`convert_state_dict`.
+        source: Its format; 'auto' finds it out.
 
     Returns:
-        The account of every key.
+        Backbone, head (``head.fc.``) and pre-training parts (``neck.``, ``mask_token``) as far as
+        ``state_dict`` has them. Buffers are not added.
 
     Raises:
-        FileNotFoundError: If ``src`` or the folder of ``dst`` does not exist.
-        FileExistsError: If ``dst`` exists and ``force`` is not given, or it is ``src``.
-        CheckpointError: If ``src`` is damaged or holds another architecture; it says how many
-            keys fit.
-        ValueError: If a format is unknown.
+        ValueError: As :func:`convert_state_dict`.
     """
-    src, dst = Path(src), Path(dst)
-    # An unknown target is better reported before a large file is read.
-    wrapper = _format(target).wrapper
-    check_destination(dst, force)
-    checkpoint = read_checkpoint(src)
-    if dst.exists() and dst.samefile(src):
-        raise FileExistsError(f'{dst} is the source itself; write to another file')
-    state_dict = find_state_dict(checkpoint, src)
-    try:
-        source = detect_format(list(state_dict)) if source == 'auto' else _format(source).name
-        _check_keys(state_dict, _format(source))
-        converted, report = convert_with_report(state_dict, source, target)
-    except ValueError as error:
-        raise CheckpointError(f'{src}: {error}') from error
-    report.left_out = tuple(
-        str(key)
-        for key, value in checkpoint.items()
-        if key != parameters_key(checkpoint) and not isinstance(value, Tensor)
-    )
-    meta = dict(
-        source_file=src.name,
-        source_sha256=_sha256(src),
-        source_format=source,
-        format=target,
-        greenmim_mm_version=__version__,
-    )
-    if licence := FORMATS[source].licence:
-        meta['licence'] = licence
-    write_checkpoint({'meta': meta, wrapper: converted}, dst, force)
-    return report
+    source = detect_format(list(state_dict)) if source == 'auto' else source
+    entries, layout = _read(state_dict, find_format(source), ConversionReport())
+    for transform in layout.transforms:
+        entries = transform.reading(entries)
+    values = {name: entry.value for name, entry in entries.items()}
+    if layout.flat_index:
+        for name, value in values.items():
+            if name.endswith(_INDEX):
+                values[name] = value.reshape(round(value.numel() ** 0.5), -1)
+    return values
 
 
-def resize_bias_table(table: Tensor, length: int) -> Tensor:
-    """Resize a relative position bias table to another window, bicubically as mmdet does.
-
-    Args:
-        table: ``((2 * w - 1) ** 2, heads)``.
-        length: Rows of the result, an odd square.
-
-    Returns:
-        ``(length, heads)`` in the dtype of ``table``.
-
-    Raises:
-        ValueError: If either length is not the square of an odd number.
-    """
-    old, new = _table_side(table), _table_side(table.new_empty(length, 0))
-    image = table.float().t().reshape(1, -1, old, old)
-    image = F.interpolate(image, size=(new, new), mode='bicubic', align_corners=False)
-    return image.reshape(-1, length).t().contiguous().to(table.dtype)
-
-
-def _table_side(table: Tensor) -> int:
-    """Offsets ``2 * w - 1`` along one side of the window that a bias table covers."""
-    side = round(table.shape[0] ** 0.5) if table.ndim == 2 else 0
-    if side % 2 == 0 or side**2 != table.shape[0]:
+def _windows(window_size: int | Sequence[int] | None) -> tuple[int, ...] | None:
+    if window_size is None:
+        return None
+    several = isinstance(window_size, Sequence)
+    windows = tuple(window_size) if several else (window_size,) * 4
+    # bool is an int to Python.
+    if len(windows) != 4 or any(type(size) is not int or size < 1 for size in windows):
         raise ValueError(
-            'a relative position bias table has shape ((2 * window_size - 1) ** 2, heads), '
-            f'not {tuple(table.shape)}'
+            f'window_size={window_size} must be a positive integer or 4 of them, one per stage'
         )
-    return side
+    return windows
 
 
-def _check_keys(keys: Collection[str], source: Format) -> None:
-    """Raise ``ValueError`` unless the keys are those of a whole Swin and little else."""
-    canonical = [source.to_canonical(key) for key in keys]
-    known = {key for key in canonical if key is not None}
-    fit = f'{len(known)} of {len(canonical)} keys fit the format {source.name}'
-    if len(known) * 2 <= len(canonical):
-        raise ValueError(f'this is another architecture: {fit}; first keys: {list(keys)[:3]}')
-    if lacking := _lacking(known):
+def _read(
+    state_dict: Mapping[str, Tensor], source: Format, report: ConversionReport
+) -> tuple[dict[str, Entry], Layout]:
+    """Values by canonical name, not yet transformed, and the layout that they were read by."""
+    layout = source.source_layout(state_dict)
+    entries: dict[str, Entry] = {}
+    for key, value in state_dict.items():
+        if (name := layout.to_canonical(key)) is not None:
+            entries[name] = Entry(value, (key,))
+        elif source.ignores(key):
+            report.drop(key, _COMPUTED, lost=False)
+        elif layout.is_beside(key):
+            report.drop(key, f'beside the backbone ({key.split(".")[0]})', lost=False)
+        else:
+            report.drop(key, _UNKNOWN, lost=True)
+    if not entries:
         raise ValueError(
-            f'this is no whole Swin: {fit}, but {len(lacking)} are lacking, e.g. {lacking[0]}'
+            f'this is another architecture: 0 of {len(state_dict)} keys fit the format '
+            f'{source.name}; first keys: {list(state_dict)[:3]}'
         )
+    check_whole(entries, len(state_dict), source, layout)
+    check_shapes(entries, layout.version)
+    return entries, layout
 
 
-def _lacking(keys: set[str]) -> list[str]:
-    """Canonical names that a Swin with these keys must have besides."""
-    blocks: list[set[int]] = [set() for _ in range(4)]
-    for key in keys:
-        if match := re.match(r'stages\.([0-3])\.blocks\.(\d+)\.', key):
-            blocks[int(match[1])].add(int(match[2]))
-    names = ['patch_embed.projection.weight']
-    names += [
-        f'stages.{stage}.blocks.{block}.{leaf}'
-        for stage, numbers in enumerate(blocks)
-        for block in range(max(len(numbers), 1))
-        for leaf in _BLOCK_LEAVES
-    ]
-    names += [f'stages.{stage}.downsample.reduction.weight' for stage in range(3)]
-    return [name for name in names if name not in keys]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _format(name: str) -> Format:
-    if name not in FORMATS:
-        raise ValueError(f'format {name!r} is unknown; known formats: {", ".join(FORMATS)}')
-    return FORMATS[name]
-
-
-def _reorder_merging(value: Tensor, order: str) -> Tensor:
-    """Channels of patch merging (last axis, ``4 * C``) from the other order into ``order``."""
-    if order == 'unfold':  # (column, row, C) -> (C, row, column)
-        value = value.unflatten(-1, (2, 2, -1)).transpose(-3, -1)
-    else:  # (C, row, column) -> (column, row, C)
-        value = value.unflatten(-1, (-1, 2, 2)).transpose(-3, -1)
-    return value.flatten(-3).contiguous()
-
-
-def _add_index_buffers(state_dict: dict[str, Tensor], report: ConversionReport) -> None:
-    """Stock Swins keep ``relative_position_index`` as a buffer and miss it in a checkpoint."""
-    for key in list(state_dict):
-        if not key.endswith('relative_position_bias_table'):
+def _fit_windows(
+    entries: Mapping[str, Entry],
+    layout: Layout,
+    windows: tuple[int, ...] | None,
+    report: ConversionReport,
+) -> dict[str, Entry]:
+    """Resize bias tables and make the buffers that the target's models keep in a state dict."""
+    result = dict(entries)
+    for name in entries:
+        if not name.endswith('.attn.w_msa.proj.weight'):
             continue
-        index = key.removesuffix('bias_table') + 'index'
-        if index not in state_dict:
-            window_size = (_table_side(state_dict[key]) + 1) // 2
-            state_dict[index] = relative_position_index(window_size).to(torch.int64)
-            report.added[index] = 'index buffer'
+        stem = name.removesuffix('proj.weight')
+        old, pretrained = _block_window(entries, stem)
+        new = windows[int(stem.split('.')[1])] if windows else old
+        table = entries.get(stem + _TABLE)
+        if table is not None and new != old:
+            result[stem + _TABLE] = table.changed(
+                resize_bias_table(table.value, (2 * new - 1) ** 2), f'window {old} to {new} resized'
+            )
+        for end in (_INDEX, _COORDS):
+            target = layout.from_canonical(stem + end)
+            if target is None:
+                continue
+            if new is None:
+                report.missing[target] = 'buffer of the window, which Swin V2 does not tell'
+                continue
+            value, why = _buffer(end, new, pretrained, layout)
+            known = entries.get(stem + end)
+            if known is None:
+                result[stem + end] = Entry(value, ())
+                report.added[target] = why
+            elif not (end == _COORDS and new == old) and not _same(known.value, value):
+                result[stem + end] = known.changed(value, why)
+    return result
+
+
+def _buffer(
+    end: str, window_size: int, pretrained: int | None, layout: Layout
+) -> tuple[Tensor, str]:
+    why = f'buffer of window {window_size}'
+    if end == _INDEX:
+        return index_buffer(window_size, layout.flat_index), why
+    if pretrained not in (None, window_size):
+        why += f', pre-trained with {pretrained}'
+    return log_spaced_offsets(window_size, pretrained or window_size), why
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and bool((first == second.to(first.device)).all())
+
+
+def _block_window(entries: Mapping[str, Entry], stem: str) -> tuple[int | None, int | None]:
+    """Window of a block, and of its pre-training (Swin V2), as far as its values tell them."""
+    if (table := entries.get(stem + _TABLE)) is not None:
+        return table_window(table.value), None
+    try:
+        if (coords := entries.get(stem + _COORDS)) is not None:
+            return coords_windows(coords.value)
+    except ValueError as error:
+        raise ValueError(f'{coords.sources[0]}: {error}') from error
+    if (index := entries.get(stem + _INDEX)) is not None:
+        window = round(index.value.numel() ** 0.25)
+        if window**4 != index.value.numel():
+            raise ValueError(
+                f'{index.sources[0]} has shape {tuple(index.value.shape)}; an index buffer has '
+                'window_size ** 4 entries'
+            )
+        return window, None
+    return None, None
+
+
+def _write(
+    entries: Mapping[str, Entry], layout: Layout, report: ConversionReport
+) -> dict[str, Tensor]:
+    """Values under the target's names."""
+    result: dict[str, Tensor] = {}
+    targets: dict[str, list[str]] = {}
+    steps: dict[str, tuple[str, ...]] = {}
+    for name, entry in entries.items():
+        target = layout.from_canonical(name)
+        if target is None:
+            for key in entry.sources:
+                report.drop(key, *_no_place(name, report.target))
+            continue
+        result[target] = entry.value
+        for key in entry.sources:
+            targets.setdefault(key, []).append(target)
+            steps[key] = entry.how
+    for key, names in targets.items():
+        if steps[key]:
+            report.transformed[key] = (', '.join(names), '; '.join(steps[key]))
+        else:
+            report.mapped[key] = names[0]
+    return result
+
+
+def _no_place(name: str, target: str) -> tuple[str, bool]:
+    part, lost = next((text, lost) for pattern, text, lost in _NO_PLACE if pattern.fullmatch(name))
+    return (part if part == _COMPUTED else f'{part} has no place in {target}'), lost
+
+
+def _note_missing(entries: Mapping[str, Entry], layout: Layout, report: ConversionReport) -> None:
+    for template in layout.model_has:
+        for leaf in ('weight', 'bias'):
+            name = template.format(p=leaf)
+            if name not in entries:
+                part = next(text for pattern, text, _ in _NO_PLACE if pattern.fullmatch(name))
+                report.missing[layout.from_canonical(name)] = (
+                    f'{part} is not in the source; a model keeps its initial values'
+                )

@@ -1,185 +1,177 @@
 """Reading and writing checkpoint files."""
 
-import io
-import os
-import pickle
-import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .formats import FORMATS, find_format
+from .reading import CheckpointError, read_checkpoint, read_folder
+from .writing import (
+    SAFETENSORS_SUFFIX,
+    TORCH_SUFFIXES,
+    WEIGHTS_FILE,
+    atomic_folder,
+    atomic_path,
+    check_destination,
+    check_folder_destination,
+    write_folder,
+    write_safetensors,
+    write_torch,
+)
 
-class CheckpointError(ValueError):
-    """A file is no checkpoint, is damaged, or belongs to another architecture."""
+# Where a file that is a bare dict of parameters keeps a note of where it is from.
+_NOTE = 'greenmim_mm'
 
 
-class _StandIn:
-    """Stands for an object of training that conversion does not need: takes anything, does nothing.
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file or folder holds.
 
-    The methods are those by which a pickle fills an object.
+    Attributes:
+        path: The file or folder.
+        state_dict: The parameters, under the names that the file gives them.
+        meta: What the file says about itself: numbers and strings.
+        left_out: What it holds besides, e.g. 'optimizer'.
+        config: ``config.json`` of a folder of Hugging Face's, or None.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
+    path: Path
+    state_dict: dict[str, Tensor]
+    meta: dict[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    config: dict[str, Any] | None = None
 
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, item: Any) -> None:
-        pass
-
-    def extend(self, items: Any) -> None:
-        pass
+    @property
+    def weights_file(self) -> Path:
+        """The file with the parameters."""
+        return self.path / WEIGHTS_FILE if self.config is not None else self.path
 
 
-class _Call:
-    """A function that a pickle may call and cannot alter, as it could a plain function or class."""
-
-    __slots__ = ('_function',)
-
-    def __init__(self, function: Callable) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError('the pickle tries to alter a function')
-
-
-# What parameters are made of. Storages are torch.load's own business.
-_CALLS = {
-    'collections.OrderedDict': _Call(OrderedDict),
-    'torch._utils._rebuild_parameter': _Call(torch._utils._rebuild_parameter),
-    'torch._utils._rebuild_tensor': _Call(torch._utils._rebuild_tensor),
-    'torch._utils._rebuild_tensor_v2': _Call(torch._utils._rebuild_tensor_v2),
-}
-# What mmengine and the authors' trainers write besides: log buffers with their statistics,
-# numpy values, schedules, arguments and configs. None of them is imported or called.
-_STAND_INS = {
-    '_codecs.encode',
-    'argparse.Namespace',
-    'builtins.getattr',
-    'builtins.set',
-    'collections.Counter',
-    'collections.defaultdict',
-    'mmengine.config.config.ConfigDict',
-    'mmengine.logging.history_buffer.HistoryBuffer',
-    'numpy._core.multiarray._reconstruct',
-    'numpy._core.multiarray.scalar',
-    'numpy.core.multiarray._reconstruct',
-    'numpy.core.multiarray.scalar',
-    'numpy.dtype',
-    'numpy.ndarray',
-    'pathlib.PosixPath',
-    'torch.Size',
-    'torch.device',
-    'yacs.config.CfgNode',
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Unpickler that knows a fixed list of names and imports nothing for them."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        # Files are written with pickle protocol 2, which calls builtins as Python 2 did.
-        full_name = f'{module.replace("__builtin__", "builtins")}.{name}'
-        if full_name in _CALLS:
-            return _CALLS[full_name]
-        if full_name in _STAND_INS:
-            return _StandIn
-        # Not getattr: it would import torch's lazy submodules.
-        if module == 'torch' and isinstance(vars(torch).get(name), torch.dtype):
-            return vars(torch)[name]
-        raise pickle.UnpicklingError(f'it names {full_name}')
-
-
-class _PickleModule:
-    """What ``torch.load`` takes for the pickle module.
-
-    ``weights_only=True`` will not do: before torch 2.5 it cannot be told to admit mmengine's log
-    buffers, and before 2.6 it could be made to run code (CVE-2025-32434).
-    """
-
-    __name__ = 'greenmim_mm.checkpoint.files'
-    Unpickler = _Unpickler
-
-    @staticmethod
-    def load(file: BinaryIO, **kwargs: Any) -> Any:
-        return _Unpickler(file, **kwargs).load()
-
-
-_ZIP_MAGIC = b'PK\x03\x04'
-# torch before 1.6 began its files with this number, pickled.
-_LEGACY_MAGIC = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a ``.pth`` file without importing or running anything that it names.
+def load_checkpoint(path: str | Path, trust: bool = False, mmap: bool = False) -> Checkpoint:
+    """Read a checkpoint: ``.safetensors``, a file of ``torch.save``, or a folder.
 
     Args:
-        path: A file of ``torch.save``.
+        path: The file, or a folder of Hugging Face's with ``config.json`` and
+            ``model.safetensors``.
+        trust: See :func:`~greenmim_mm.checkpoint.read_checkpoint`: runs what the file names.
+        mmap: Map tensors from the file instead of copying them into memory.
 
     Returns:
-        What the file holds, tensors on the CPU. Objects other than tensors, numbers, strings and
-        plain containers, such as mmengine's log buffers, are replaced by inert stand-ins.
+        Parameters and what the file says about itself.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        CheckpointError: If the file is truncated, is no checkpoint, or would run code.
+        FileNotFoundError: If there is no such file, or a folder lacks one of the two.
+        CheckpointError: If the file is damaged, is no checkpoint, or would run code.
     """
-    if '://' in str(path):
-        raise FileNotFoundError(f'checkpoint {path} is a URL; download it and give the file')
     path = Path(path)
     if path.is_dir():
-        raise FileNotFoundError(f'checkpoint {path} is a folder; give the .pth file in it')
-    if not path.is_file():
-        raise FileNotFoundError(f'checkpoint {path} does not exist')
-    with path.open('rb') as file:
-        try:
-            content = _load(file)
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(
-                f'{path} is damaged, or holds what is no part of a checkpoint and could run code; '
-                f'it was not read: {_first_line(error)}'
-            ) from error
-        # A damaged or crafted file can fail in any way.
-        except Exception as error:
-            raise CheckpointError(
-                f'{path} is truncated or is no checkpoint ({path.stat().st_size} bytes): '
-                f'{_first_line(error)}'
-            ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f'{path} holds a {type(content).__name__}, not a checkpoint dict')
-    return content
-
-
-def _load(file: BinaryIO) -> Any:
-    magic = file.read(len(_LEGACY_MAGIC))
-    file.seek(0)
-    if magic.startswith(_ZIP_MAGIC):
-        # torch.load hands TorchScript to an interpreter of its own, past our unpickler.
-        if 'constants.pkl' in torch._C.PyTorchFileReader(file).get_all_records():
-            raise ValueError('this is a TorchScript program, not a checkpoint')
-        file.seek(0)
-    elif magic == _LEGACY_MAGIC:
-        # On a real file torch.load first tries its oldest format, a tar archive to unpack.
-        file = io.BytesIO(file.read())
+        content, config = read_folder(path)
     else:
-        raise ValueError('not a file of torch.save')
-    return torch.load(file, map_location='cpu', pickle_module=_PickleModule, weights_only=False)
+        content, config = read_checkpoint(path, trust, mmap), None
+    state_dict = find_state_dict(content, path)
+    inner = parameters_key(content)
+    parameters = content if inner is None else content[inner]
+    # Authors' trainers write their numbers beside the parameters, mmengine's under 'meta'.
+    meta = {key: content[key] for key in ('epoch', 'iter', 'step') if key in content}
+    for said in (
+        content.get('meta'),
+        (config or {}).get(_NOTE),
+        vars(parameters).get(_NOTE) if isinstance(parameters, OrderedDict) else None,
+    ):
+        if isinstance(said, Mapping):
+            meta.update((str(key), value) for key, value in said.items())
+    left_out = tuple(
+        str(key) for key, value in content.items() if key != inner and not isinstance(value, Tensor)
+    )
+    plain = {k: v for k, v in meta.items() if isinstance(v, (str, int, float))}
+    return Checkpoint(path, state_dict, plain, left_out, config)
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def check_target(path: str | Path, target: str, force: bool = False) -> None:
+    """Raise unless a checkpoint of a format can be written to ``path``.
+
+    Raises:
+        ValueError: If the format is unknown or cannot be written under the path's suffix.
+        FileExistsError: If the path is taken and ``force`` is not given.
+        FileNotFoundError: If its folder does not exist.
+    """
+    path = Path(path)
+    find_format(target)
+    suffixes = (*TORCH_SUFFIXES, SAFETENSORS_SUFFIX)
+    if target == 'huggingface':
+        if path.suffix in suffixes:
+            raise ValueError(
+                f'{path}: huggingface takes a folder, which gets config.json and {WEIGHTS_FILE}; '
+                'give a name without suffix'
+            )
+        check_folder_destination(path, force)
+        return
+    # A folder is reported as such, whatever its name.
+    check_destination(path, force)
+    if path.suffix not in suffixes:
+        raise ValueError(
+            f'{path}: the suffix decides what is written; use one of {", ".join(suffixes)}'
+        )
+
+
+def write_format(
+    state_dict: Mapping[str, Tensor],
+    path: Path,
+    target: str,
+    meta: Mapping[str, Any],
+    config: Mapping[str, Any] | None = None,
+) -> None:
+    """Write parameters in the form of a format to a file, or into a folder that exists."""
+    meta = dict(meta)
+    if target == 'huggingface':
+        config = {**(config or {}), _NOTE: meta}
+        write_folder(state_dict, config, meta, path)
+    elif path.suffix == SAFETENSORS_SUFFIX:
+        write_safetensors(state_dict, path, meta)
+    elif wrapper := FORMATS[target].wrapper:
+        write_torch({'meta': meta, wrapper: dict(state_dict)}, path)
+    else:
+        # Such files are the dict itself; an attribute is all that can be added to it.
+        bare = OrderedDict(state_dict)
+        setattr(bare, _NOTE, meta)
+        write_torch(bare, path)
+
+
+def save_checkpoint(
+    state_dict: Mapping[str, Tensor],
+    path: str | Path,
+    target: str,
+    meta: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> None:
+    """Write parameters as files of their format are, whole or not at all.
+
+    Args:
+        state_dict: Parameters under the names of ``target``; nothing is converted.
+        path: ``.pth``, ``.pt`` or ``.bin`` for a file of ``torch.save``, or ``.safetensors``;
+            for 'huggingface' a folder.
+        target: Format, a key of :data:`~greenmim_mm.checkpoint.FORMATS`.
+        meta: What the file is to say about itself: numbers and strings.
+        config: For 'huggingface' what ``config.json`` is to hold; made from the parameters if
+            None.
+        force: Replace what is there.
+
+    Raises:
+        ValueError: If the format is unknown or does not go with the path's suffix.
+        FileExistsError: If the path is taken and ``force`` is not given.
+        FileNotFoundError: If its folder does not exist.
+        OSError: If it cannot be written, e.g. because the disk is full.
+    """
+    check_target(path, target, force)
+    place = atomic_folder if target == 'huggingface' else atomic_path
+    with place(path, force) as temporary:
+        write_format(state_dict, temporary, target, {**(meta or {}), 'format': target}, config)
 
 
 def find_state_dict(checkpoint: Mapping[str, Any], path: str | Path = 'checkpoint') -> dict:
@@ -204,6 +196,14 @@ def find_state_dict(checkpoint: Mapping[str, Any], path: str | Path = 'checkpoin
             f'{path} holds no parameters: found the keys {list(checkpoint)[:5]}, but neither '
             "'state_dict' nor 'model' with tensors"
         )
+    for name, value in tensors.items():
+        # A few bytes can pose as a tensor of any size, which the first copy would make real.
+        if value.layout == torch.strided and (
+            value.numel() * value.element_size() > value.untyped_storage().nbytes()
+        ):
+            raise CheckpointError(
+                f'{path}: {name} claims {value.numel()} values, the file has fewer for it'
+            )
     if all(key.startswith('module.') for key in tensors):
         tensors = {key.removeprefix('module.'): value for key, value in tensors.items()}
     return tensors
@@ -261,9 +261,15 @@ def load_backbone_state_dict(module: nn.Module, path: str | Path, prefix: str | 
     # A head without prefix is no harm, another network is.
     if missing or wrong or (unexpected and prefix):
         problems = _problems(own, state_dict, missing, wrong, unexpected)
+        versions = [_swin_version(keys) for keys in (state_dict, own)]
+        remedy = 'Check arch, or convert the file with tools/convert_checkpoint.py'
+        if versions[0] != versions[1]:
+            remedy = (
+                f'These are Swin V{versions[0]} weights, whose attention is another one; they '
+                f'load into GreenSwin{"V2" * (versions[0] == 2)}'
+            )
         raise CheckpointError(
-            f'{path} does not fit this {type(module).__name__}: {problems}. Check arch, or convert '
-            'the file with tools/convert_checkpoint.py'
+            f'{path} does not fit this {type(module).__name__}: {problems}. {remedy}'
         )
     module.load_state_dict({name: state_dict[name] for name in matched}, strict=False)
     absent = sorted(own.keys() - state_dict.keys() - buffers)
@@ -310,6 +316,11 @@ def _resizable(name: str, table: Tensor, own: Tensor) -> bool:
     )
 
 
+def _swin_version(keys: Iterable[str]) -> int:
+    """1 or 2: V2 alone has a scale of its cosine attention."""
+    return 2 if any(key.endswith('attn.w_msa.logit_scale') for key in keys) else 1
+
+
 def _problems(
     own: Mapping[str, Tensor],
     state_dict: Mapping[str, Tensor],
@@ -331,62 +342,3 @@ def _problems(
     if unexpected := sorted(unexpected):
         parts.append(f'{len(unexpected)} are not of this network, e.g. {unexpected[:2]}')
     return '; '.join(parts)
-
-
-def write_checkpoint(content: Mapping[str, Any], path: str | Path, force: bool = False) -> None:
-    """Write a checkpoint whole or not at all.
-
-    Args:
-        content: What ``torch.save`` is to write.
-        path: Destination; its folder must exist.
-        force: Replace an existing file.
-
-    Raises:
-        FileExistsError: If ``path`` exists and ``force`` is not given, or is a folder.
-        FileNotFoundError: If its folder does not exist.
-    """
-    with atomic_path(path, force) as temporary:
-        torch.save(dict(content), temporary)
-
-
-def check_destination(path: str | Path, force: bool = False) -> None:
-    """Raise unless a file can be written to ``path``; better before long work than after it.
-
-    Raises:
-        FileExistsError: If ``path`` exists and ``force`` is not given, or is a folder.
-        FileNotFoundError: If its folder does not exist.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise FileExistsError(f'{path} is a folder; give the name of a file')
-    if path.exists() and not force:
-        raise FileExistsError(f'{path} exists; choose another path or overwrite it with --force')
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f'folder {path.parent} does not exist; create it first')
-
-
-@contextmanager
-def atomic_path(path: str | Path, force: bool = False) -> Iterator[Path]:
-    """Path of a temporary file beside ``path`` that takes its place unless the block fails.
-
-    Raises:
-        FileExistsError: If ``path`` exists and ``force`` is not given, or is a folder.
-        FileNotFoundError: If its folder does not exist.
-    """
-    path = Path(path)
-    check_destination(path, force)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

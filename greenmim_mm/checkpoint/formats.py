@@ -1,185 +1,361 @@
-"""How each format names the parameters of a Swin.
+"""The formats: how each names the parameters of a Swin, and which of them a file has.
 
 The canonical names are GreenSwin's own, which mmdet and mmpretrain share (``stages.0.blocks.0
-.attn.w_msa.qkv.weight``), with ``neck.`` before what belongs to the pre-training decoder. A
-format is a table of pairs (canonical, foreign), read in either direction. ``{s}`` stands for a
-stage, ``{b}`` for a block and ``{p}`` for ``weight`` or ``bias``.
+.attn.w_msa.qkv.weight``), without ``backbone.``; what belongs to pre-training has ``neck.``, a
+classifier ``head.fc``. Swin V2 has the names of ``mmpretrain.SwinTransformerV2``.
 
-Besides names one thing differs: the channel order of patch merging. A cell of 2x2 tokens with
-``C`` channels is one vector of ``4 * C``. OpenMMLab takes it from ``nn.Unfold``: channel first,
-inside it the place, row by row. Microsoft's code takes the place first, column by column.
+A format has one layout or more for each version of Swin: a file of transformers, for example,
+may be a whole classifier or a backbone with a norm per stage. The layout that knows most of the
+names is taken, the first of equals. Another format is one more entry of :data:`FORMATS`.
 """
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Collection, Iterable, Mapping
 
-_PLACEHOLDERS = {'s': r'(?P<s>\d+)', 'b': r'(?P<b>\d+)', 'p': r'(?P<p>weight|bias)'}
+from .layout import Format, Layout, count_known
+from .transforms import COLUMNS_V1, COLUMNS_V2, KEY_BIAS, SPLIT_V1, SPLIT_V2
+
+_BLOCK = 'stages.{s}.blocks.{b}.'
+_ATTENTION = _BLOCK + 'attn.w_msa.'
+_INDEX = _ATTENTION + 'relative_position_index'
+_COORDS = _ATTENTION + 'relative_coords_table'
+
+_COMMON = (
+    'patch_embed.projection.{p}',
+    'patch_embed.norm.{p}',
+    _BLOCK + 'norm1.{p}',
+    _ATTENTION + 'proj.{p}',
+    _BLOCK + 'norm2.{p}',
+    _BLOCK + 'ffn.layers.0.0.{p}',
+    _BLOCK + 'ffn.layers.1.{p}',
+)
+_V1 = (
+    *_COMMON,
+    _ATTENTION + 'relative_position_bias_table',
+    'stages.{d}.downsample.norm.{p}',
+    'stages.{d}.downsample.reduction.weight',
+)
+_V2 = (
+    *_COMMON,
+    _ATTENTION + 'logit_scale',
+    _ATTENTION + 'cpb_mlp.0.{p}',
+    _ATTENTION + 'cpb_mlp.2.weight',
+    'stages.{d+1}.downsample.norm.{p}',
+    'stages.{d+1}.downsample.reduction.weight',
+)
+_QKV_V1 = (_ATTENTION + 'qkv.{p}',)
+_QKV_V2 = (_ATTENTION + 'qkv.weight', _ATTENTION + 'q_bias', _ATTENTION + 'v_bias')
+# Not canonical: names for the parts that some formats keep apart or together.
+_SPLIT_QKV_V1 = tuple(_ATTENTION + part + '.{p}' for part in 'qkv')
+_SPLIT_QKV_V2 = (
+    *(_ATTENTION + part + '.weight' for part in 'qkv'),
+    _ATTENTION + 'q_bias',
+    _ATTENTION + 'v_bias',
+)
+_BUFFERS_V2 = (_INDEX, _COORDS)
+# Only mmpretrain's huge and giant models have it.
+_EXTRA_NORM = (_BLOCK + 'norm3.{p}',)
+
+_ALL_NORMS = tuple(f'norm{stage}.{{p}}' for stage in range(4))
+_LAST_NORM = ('norm3.{p}',)
+_HEAD = ('head.fc.{p}',)
+_ABSOLUTE = ('absolute_pos_embed',)
+_SIMMIM = ('mask_token', 'neck.decoder.0.{p}')
+_GREENMIM = (
+    'neck.mask_token',
+    'neck.decoder_embed.{p}',
+    'neck.decoder_blocks.{b}.norm1.{p}',
+    'neck.decoder_blocks.{b}.attn.qkv.{p}',
+    'neck.decoder_blocks.{b}.attn.proj.{p}',
+    'neck.decoder_blocks.{b}.norm2.{p}',
+    'neck.decoder_blocks.{b}.mlp.fc1.{p}',
+    'neck.decoder_blocks.{b}.mlp.fc2.{p}',
+    'neck.decoder_norm.{p}',
+    'neck.decoder_pred.{p}',
+)
+
+_OPENMMLAB_V1 = _V1 + _QKV_V1 + (_INDEX,) + _ALL_NORMS
+_OPENMMLAB_V2 = _V2 + _QKV_V2 + _BUFFERS_V2 + _EXTRA_NORM + _ALL_NORMS
+
+_MICROSOFT_SPELLING = (
+    ('patch_embed.projection', 'patch_embed.proj'),
+    ('stages.{d+1}.downsample', 'layers.{d}.downsample'),
+    ('stages.', 'layers.'),
+    ('attn.w_msa.', 'attn.'),
+    ('ffn.layers.0.0', 'mlp.fc1'),
+    ('ffn.layers.1', 'mlp.fc2'),
+    ('norm3.', 'norm.'),
+    ('head.fc', 'head'),
+    ('neck.', ''),
+)
+# timm merges before a stage, not after it.
+_TIMM_SPELLING = (
+    ('stages.{d}.downsample', 'layers.{d+1}.downsample'),
+    ('stages.{d+1}.downsample', 'layers.{d+1}.downsample'),
+    ('head.fc', 'head.fc'),
+    *_MICROSOFT_SPELLING,
+)
+# Detectors have a norm per output.
+_DETECTRON2_SPELLING = (('norm3.', 'norm3.'), *_MICROSOFT_SPELLING)
+_TORCHVISION_SPELLING = (
+    ('patch_embed.projection', 'features.0.0'),
+    ('patch_embed.norm', 'features.0.2'),
+    ('stages.{s}.blocks.{b}', 'features.{2s+1}.{b}'),
+    ('stages.{d}.downsample', 'features.{2d+2}'),
+    ('stages.{d+1}.downsample', 'features.{2d+2}'),
+    ('attn.w_msa.', 'attn.'),
+    ('ffn.layers.0.0', 'mlp.0'),
+    ('ffn.layers.1', 'mlp.3'),
+    ('norm3.', 'norm.'),
+    ('head.fc', 'head'),
+)
+_HUGGINGFACE_SPELLING = (
+    ('patch_embed.projection', 'embeddings.patch_embeddings.projection'),
+    ('patch_embed.norm', 'embeddings.norm'),
+    ('mask_token', 'embeddings.mask_token'),
+    ('stages.{d+1}.downsample', 'encoder.layers.{d}.downsample'),
+    ('stages.', 'encoder.layers.'),
+    ('.norm1.', '.layernorm_before.'),
+    ('.norm2.', '.layernorm_after.'),
+    ('attn.w_msa.q_bias', 'attention.self.query.bias'),
+    ('attn.w_msa.v_bias', 'attention.self.value.bias'),
+    ('attn.w_msa.q.', 'attention.self.query.'),
+    ('attn.w_msa.k.', 'attention.self.key.'),
+    ('attn.w_msa.v.', 'attention.self.value.'),
+    ('attn.w_msa.proj', 'attention.output.dense'),
+    ('attn.w_msa.cpb_mlp', 'attention.self.continuous_position_bias_mlp'),
+    ('attn.w_msa.', 'attention.self.'),
+    ('ffn.layers.0.0', 'intermediate.dense'),
+    ('ffn.layers.1', 'output.dense'),
+    ('norm3.', 'layernorm.'),
+    ('head.fc', 'classifier'),
+    ('neck.', ''),
+)
+_HUGGINGFACE_NORMS = tuple(
+    (f'norm{stage}.', f'hidden_states_norms.stage{stage + 1}.') for stage in range(4)
+)
 
 
-@dataclass(frozen=True)
-class Format:
-    """Naming of one family of checkpoints.
-
-    Attributes:
-        name: Name of the format.
-        description: Whose files these are.
-        renames: Pairs of templates (canonical name, foreign name).
-        merge_order: 'unfold' (OpenMMLab) or 'columns' (Microsoft): channels of patch merging.
-        licence: Licence note that the files carry along, or None.
-        wrapper: Key under which a file keeps its parameters.
-        ignored: Patterns of foreign keys that hold nothing learned and can be computed.
-    """
-
-    name: str
-    description: str
-    renames: tuple[tuple[str, str], ...]
-    merge_order: str = 'unfold'
-    licence: str | None = None
-    wrapper: str = 'state_dict'
-    ignored: tuple[str, ...] = ()
-
-    @cached_property
-    def _patterns(self) -> tuple[tuple[re.Pattern, re.Pattern, str, str], ...]:
-        return tuple((_pattern(own), _pattern(other), own, other) for own, other in self.renames)
-
-    def to_canonical(self, key: str) -> str | None:
-        """Canonical name of a foreign key, or None if the table does not know it."""
-        for _, pattern, own, _ in self._patterns:
-            if match := pattern.fullmatch(key):
-                return own.format(**match.groupdict())
-        return None
-
-    def from_canonical(self, key: str) -> str | None:
-        """Foreign name of a canonical key, or None if the format has no place for it."""
-        for pattern, _, _, other in self._patterns:
-            if match := pattern.fullmatch(key):
-                return other.format(**match.groupdict())
-        return None
-
-    def ignores(self, key: str) -> bool:
-        """Whether a foreign key holds nothing learned."""
-        return any(re.fullmatch(pattern, key) for pattern in self.ignored)
+def _layouts(prefixes: Iterable[str], **arguments) -> tuple[Layout, ...]:
+    """The same layout with several prefixes; files are written with the first."""
+    return tuple(Layout(prefix=prefix, **arguments) for prefix in prefixes)
 
 
-def _pattern(template: str) -> re.Pattern:
-    parts = re.split(r'\{(\w)\}', template)
-    return re.compile(
-        ''.join(
-            _PLACEHOLDERS[part] if index % 2 else re.escape(part)
-            for index, part in enumerate(parts)
-        )
+def _openmmlab(more: tuple[str, ...], model_has: tuple[str, ...]) -> tuple[Layout, ...]:
+    arguments = dict(model_has=model_has, whole_models=True)
+    prefixes = ('backbone.', '')
+    return (
+        *_layouts(prefixes, version=1, names=_OPENMMLAB_V1 + more, **arguments),
+        *_layouts(prefixes, version=2, names=_OPENMMLAB_V2 + more, **arguments),
     )
 
 
-_ATTENTION = ('relative_position_bias_table', 'relative_position_index', 'qkv.{p}', 'proj.{p}')
-_BLOCK = 'stages.{s}.blocks.{b}.'
-
-_BACKBONE = (
-    *((_BLOCK + f'attn.w_msa.{leaf}', _BLOCK + f'attn.w_msa.{leaf}') for leaf in _ATTENTION),
-    *(
-        (name, name)
-        for name in (
-            'patch_embed.projection.{p}',
-            'patch_embed.norm.{p}',
-            _BLOCK + 'norm1.{p}',
-            _BLOCK + 'norm2.{p}',
-            _BLOCK + 'ffn.layers.0.0.{p}',
-            _BLOCK + 'ffn.layers.1.{p}',
-            'stages.{s}.downsample.norm.{p}',
-            'stages.{s}.downsample.reduction.{p}',
-            'norm{s}.{p}',
-        )
-    ),
-)
-
-_DECODER_BLOCK = 'decoder_blocks.{b}.'
-_DECODER = (
-    'mask_token',
-    'decoder_embed.{p}',
-    _DECODER_BLOCK + 'norm1.{p}',
-    _DECODER_BLOCK + 'attn.qkv.{p}',
-    _DECODER_BLOCK + 'attn.proj.{p}',
-    _DECODER_BLOCK + 'norm2.{p}',
-    _DECODER_BLOCK + 'mlp.fc1.{p}',
-    _DECODER_BLOCK + 'mlp.fc2.{p}',
-    'decoder_norm.{p}',
-    'decoder_pred.{p}',
-)
-
-_MICROSOFT_BLOCK = 'layers.{s}.blocks.{b}.'
-# Microsoft's code has one norm behind the last stage; all its Swins have four stages.
-_MICROSOFT = (
-    ('patch_embed.projection.{p}', 'patch_embed.proj.{p}'),
-    ('patch_embed.norm.{p}', 'patch_embed.norm.{p}'),
-    *((_BLOCK + f'attn.w_msa.{leaf}', _MICROSOFT_BLOCK + f'attn.{leaf}') for leaf in _ATTENTION),
-    (_BLOCK + 'norm1.{p}', _MICROSOFT_BLOCK + 'norm1.{p}'),
-    (_BLOCK + 'norm2.{p}', _MICROSOFT_BLOCK + 'norm2.{p}'),
-    (_BLOCK + 'ffn.layers.0.0.{p}', _MICROSOFT_BLOCK + 'mlp.fc1.{p}'),
-    (_BLOCK + 'ffn.layers.1.{p}', _MICROSOFT_BLOCK + 'mlp.fc2.{p}'),
-    ('stages.{s}.downsample.norm.{p}', 'layers.{s}.downsample.norm.{p}'),
-    ('stages.{s}.downsample.reduction.{p}', 'layers.{s}.downsample.reduction.{p}'),
-    ('norm3.{p}', 'norm.{p}'),
-)
+def _microsoft_layouts() -> Iterable[Layout]:
+    names_v1 = _V1 + _QKV_V1 + (_INDEX,) + _ABSOLUTE + _LAST_NORM
+    names_v2 = _V2 + _QKV_V2 + _BUFFERS_V2 + _ABSOLUTE + _LAST_NORM
+    for version, names, transforms in ((1, names_v1, COLUMNS_V1), (2, names_v2, COLUMNS_V2)):
+        shared = dict(version=version, spelling=_MICROSOFT_SPELLING, transforms=transforms)
+        yield Layout(names=names + _HEAD, model_has=_LAST_NORM + _HEAD, **shared)
+        # SimMIM pre-training.
+        simmim = dict(names=names + _SIMMIM, prefix='encoder.', model_has=_LAST_NORM)
+        yield Layout(**simmim, **shared)
+        if version == 2:
+            # As Microsoft's published files have it; their own loader renames it.
+            shared['spelling'] = (('attn.w_msa.cpb_mlp', 'attn.rpe_mlp'), *_MICROSOFT_SPELLING)
+            yield Layout(**simmim, **shared)
 
 
-def _prefixed(pairs: tuple[tuple[str, str], ...], prefix: str) -> tuple[tuple[str, str], ...]:
-    return tuple((own, prefix + other) for own, other in pairs)
+def _huggingface_layouts() -> Iterable[Layout]:
+    shared = dict(version=1, transforms=COLUMNS_V1 + SPLIT_V1)
+    names = _V1 + _SPLIT_QKV_V1 + (_INDEX,)
+    plain = dict(spelling=_HUGGINGFACE_SPELLING, model_has=_LAST_NORM, **shared)
+    # SwinModel, SwinForImageClassification or SwinForMaskedImageModeling, SwinBackbone.
+    yield Layout(names=names + _LAST_NORM, **plain)
+    yield Layout(names=names + _LAST_NORM + _HEAD + _SIMMIM, prefix='swin.', **plain)
+    yield Layout(
+        names=names + _ALL_NORMS, spelling=_HUGGINGFACE_NORMS + _HUGGINGFACE_SPELLING, **shared
+    )
+    names = _V2 + _SPLIT_QKV_V2 + _LAST_NORM
+    shared.update(version=2, transforms=COLUMNS_V2 + SPLIT_V2)
+    shared.update(spelling=_HUGGINGFACE_SPELLING, model_has=_LAST_NORM)
+    yield Layout(names=names, **shared)
+    yield Layout(names=names + _HEAD + _SIMMIM, prefix='swinv2.', **shared)
 
+
+_MASK = (r'.*\.attn_mask',)
+_COMPUTED = (*_MASK, r'.*\.relative_position_index', r'.*\.relative_coords_table')
+_PREPROCESSOR = (r'data_preprocessor\..*',)
 
 FORMATS: Mapping[str, Format] = {
     entry.name: entry
     for entry in (
         Format(
             'greenmim_mm',
-            'GreenMIM pre-training with this package (backbone and decoder)',
-            _prefixed(_BACKBONE, 'backbone.')
-            + tuple(('neck.' + name, 'neck.' + name) for name in _DECODER),
-            ignored=(r'data_preprocessor\..*',),
+            'this package: GreenMIM pre-training (backbone and decoder) and what follows it',
+            _openmmlab(_HEAD + _GREENMIM, _LAST_NORM),
+            ignored=_PREPROCESSOR,
         ),
         Format(
             'mmdet',
             "backbone of a detector, for mmdet.SwinTransformer's init_cfg",
-            _prefixed(_BACKBONE, 'backbone.'),
-            ignored=(r'data_preprocessor\..*',),
+            _openmmlab(_ABSOLUTE, _ALL_NORMS),
+            ignored=_PREPROCESSOR,
         ),
         Format(
             'mmpretrain',
-            'backbone of a classifier, for mmpretrain.SwinTransformer',
-            _prefixed(_BACKBONE, 'backbone.'),
-            ignored=(r'data_preprocessor\..*',),
+            'classifier, backbone or SimMIM of mmpretrain.SwinTransformer and SwinTransformerV2',
+            _openmmlab(_HEAD + _SIMMIM + _ABSOLUTE, _LAST_NORM),
+            ignored=_PREPROCESSOR,
         ),
         Format(
             'greenmim',
             "the GreenMIM authors' pre-training files",
-            _prefixed(_MICROSOFT, 'encoder.') + tuple(('neck.' + name, name) for name in _DECODER),
-            merge_order='columns',
+            (
+                Layout(
+                    version=1,
+                    names=_V1 + _QKV_V1 + (_INDEX,) + _LAST_NORM + _GREENMIM,
+                    spelling=_MICROSOFT_SPELLING,
+                    prefix='encoder.',
+                    transforms=COLUMNS_V1,
+                    model_has=_LAST_NORM,
+                ),
+            ),
             licence='weights published by the GreenMIM authors are CC BY-NC 4.0',
             wrapper='model',
-            ignored=(r'.*\.attn_mask', r'decoder_pos_embed'),
+            ignored=(*_MASK, 'decoder_pos_embed'),
+            refused={2: "the authors' code has none"},
+        ),
+        Format(
+            'microsoft',
+            "Microsoft's Swin-Transformer: classifiers and SimMIM",
+            tuple(_microsoft_layouts()),
+            wrapper='model',
+            ignored=_MASK,
+        ),
+        Format(
+            'timm',
+            'swin_* and swinv2_* of timm',
+            tuple(
+                Layout(
+                    version=version,
+                    names=names + _LAST_NORM + _HEAD,
+                    spelling=_TIMM_SPELLING,
+                    transforms=transforms,
+                    model_has=_LAST_NORM + _HEAD,
+                )
+                for version, names, transforms in (
+                    (1, _V1 + _QKV_V1, COLUMNS_V1),
+                    (2, _V2 + _QKV_V2, COLUMNS_V2),
+                )
+            ),
+            ignored=_COMPUTED,
+        ),
+        Format(
+            'huggingface',
+            'Swin* and Swinv2* models of transformers',
+            tuple(_huggingface_layouts()),
+            wrapper=None,
+            ignored=_COMPUTED,
+        ),
+        Format(
+            'torchvision',
+            'swin_t, swin_s, swin_b and swin_v2_* of torchvision',
+            tuple(
+                Layout(
+                    version=version,
+                    names=names + _LAST_NORM + _HEAD,
+                    spelling=_TORCHVISION_SPELLING,
+                    transforms=transforms,
+                    model_has=_LAST_NORM + _HEAD,
+                    flat_index=True,
+                )
+                for version, names, transforms in (
+                    (1, _V1 + _QKV_V1 + (_INDEX,), COLUMNS_V1),
+                    (2, _V2 + _QKV_V1 + _BUFFERS_V2, COLUMNS_V2 + KEY_BIAS),
+                )
+            ),
+            wrapper=None,
+        ),
+        Format(
+            'detectron2',
+            "Swin of detectron2's ViTDet project",
+            _layouts(
+                ('backbone.bottom_up.', 'backbone.net.', 'backbone.', ''),
+                version=1,
+                names=_V1 + _QKV_V1 + (_INDEX,) + _ALL_NORMS,
+                spelling=_DETECTRON2_SPELLING,
+                transforms=COLUMNS_V1,
+                model_has=_ALL_NORMS,
+                whole_models=True,
+            ),
+            wrapper='model',
+            ignored=_MASK,
+            refused={2: 'the ViTDet project has no Swin V2'},
         ),
     )
 }
 
+# Formats that spell backbones alike know equally many keys; a file that is this package's own
+# alone has a decoder, too.
+_BY_LIKELIHOOD = sorted(FORMATS, key=lambda name: name == 'greenmim_mm')
 
-def detect_format(keys: list[str]) -> str:
+
+def detect_format(keys: Collection[str]) -> str:
     """Name of the format whose table knows the keys.
 
-    mmdet's and mmpretrain's backbones have the same names; the answer then is 'mmdet'.
+    What several formats know equally well is taken for the likeliest: a backbone with OpenMMLab's
+    names for 'mmdet' ('mmpretrain' if it is a Swin V2), one with the names of the GreenMIM
+    authors' encoder for 'greenmim'.
 
     Args:
         keys: Names of the parameters.
 
     Raises:
-        ValueError: If no format knows more than half of the keys.
+        ValueError: If no format knows more than half of the keys, or there are keys of two.
     """
-    known = {
-        name: sum(entry.to_canonical(key) is not None for key in keys)
-        for name, entry in FORMATS.items()
-    }
-    best = max(known.values())
-    if best * 2 <= len(keys):
+    return _detect(keys)[0].name
+
+
+def detect_version(keys: Collection[str], source: str = 'auto') -> int:
+    """Version of the Swin that has these keys, 1 or 2.
+
+    Args:
+        keys: Names of the parameters.
+        source: Their format; 'auto' finds it out.
+
+    Raises:
+        ValueError: As :func:`detect_format`, or if the format is unknown.
+    """
+    if source == 'auto':
+        return _detect(keys)[1].version
+    return find_format(source).source_layout(keys).version
+
+
+def find_format(name: str) -> Format:
+    """The format of this name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name not in FORMATS:
+        raise ValueError(f'format {name!r} is unknown; known formats: {", ".join(FORMATS)}')
+    return FORMATS[name]
+
+
+def _detect(keys: Collection[str]) -> tuple[Format, Layout]:
+    layouts = {name: entry.source_layout(keys) for name, entry in FORMATS.items()}
+    known = {name: count_known(layout.to_canonical, keys) for name, layout in layouts.items()}
+
+    def rank(name: str) -> tuple[int, bool]:
+        # mmdet has no Swin V2 of its own.
+        return known[name], (name, layouts[name].version) != ('mmdet', 2)
+
+    best = max(_BY_LIKELIHOOD, key=rank)
+    layout = layouts[best]
+    _check_unmixed(keys, FORMATS[best], layout)
+    candidates = list(keys)
+    if any(_is_block(layout.to_canonical(key)) for key in keys):
+        candidates = [key for key in keys if not layout.is_beside(key)]
+    if known[best] * 2 <= len(candidates):
         raise ValueError(
             'no known Swin format: '
             + ', '.join(
@@ -187,7 +363,27 @@ def detect_format(keys: list[str]) -> str:
             )
             + f'; first keys: {list(keys)[:3]}'
         )
-    names = [name for name, count in known.items() if count == best]
-    if 'greenmim_mm' in names and not any(key.startswith('neck.') for key in keys):
-        names.remove('greenmim_mm')
-    return names[0]
+    return FORMATS[best], layout
+
+
+def _check_unmixed(keys: Collection[str], entry: Format, layout: Layout) -> None:
+    """Raise ``ValueError`` if keys that ``layout`` does not know are blocks of another format."""
+    rest = [key for key in keys if layout.to_canonical(key) is None and not entry.ignores(key)]
+    known = {
+        name: [key for key in rest if FORMATS[name].to_canonical(key) is not None]
+        for name in _BY_LIKELIHOOD
+        if any(_is_block(FORMATS[name].to_canonical(key)) for key in rest)
+    }
+    known.pop(entry.name, None)
+    if not known:
+        return
+    other = max(known, key=lambda name: len(known[name]))
+    own = [key for key in keys if layout.to_canonical(key) is not None]
+    raise ValueError(
+        f'keys of two formats are mixed: {len(own)} of {entry.name}, e.g. {own[0]}, and '
+        f'{len(known[other])} of {other}, e.g. {known[other][0]}'
+    )
+
+
+def _is_block(canonical: str | None) -> bool:
+    return canonical is not None and '.blocks.' in canonical

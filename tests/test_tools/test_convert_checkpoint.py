@@ -1,6 +1,10 @@
 """tools/convert_checkpoint.py: what it writes and prints, and how it refuses bad input."""
 
+import datetime
 import importlib.util
+import json
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -10,7 +14,7 @@ from mmengine.logging import HistoryBuffer
 from timm.models.vision_transformer import VisionTransformer
 from torchvision.models import resnet18
 
-from greenmim_mm.checkpoint import convert_state_dict
+from greenmim_mm.checkpoint import VerificationError, convert_state_dict, file_conversion
 from greenmim_mm.models import GreenMIMPretrainDecoder, GreenSwin
 
 REPO = Path(__file__).resolve().parents[2]
@@ -55,11 +59,11 @@ def src(tmp_path, weights):
     return path
 
 
-def refusal(capsys, *args) -> str:
+def refusal(capsys, *args, code=2) -> str:
     """The one line of a refusal."""
     with pytest.raises(SystemExit) as exit_info:
         tool.main([str(arg) for arg in args])
-    assert exit_info.value.code == 2
+    assert exit_info.value.code == code
     out, err = capsys.readouterr()
     assert out == ''
     assert err.count('\n') == 1 and err.endswith('\n')
@@ -161,15 +165,120 @@ def test_another_architecture(capsys, tmp_path, weights, network, source):
         vit = VisionTransformer(img_size=32, embed_dim=16, depth=1, num_heads=2)
         state_dict = {'backbone.' + key: value for key, value in vit.state_dict().items()}
     else:
-        state_dict = {**weights, **{f'x.{index}': torch.zeros(1) for index in range(len(weights))}}
-    known = len(weights) if network == 'half' else 0
+        others = {f'backbone.x.{index}': torch.zeros(1) for index in range(len(weights))}
+        state_dict = {**weights, **others}
     src, dst = tmp_path / 'src.pth', tmp_path / 'dst.pth'
     torch.save({'state_dict': state_dict}, src)
     message = refusal(capsys, src, dst, '--to', 'mmdet', '--from', source)
-    assert f'{known} of {len(state_dict)} keys' in message
+    if network == 'half':
+        assert f'{len(others)} learned parameters would be lost' in message
+    else:
+        assert 'first keys' in message
     assert not dst.exists()
 
 
 def test_wrong_source_format(capsys, tmp_path, src, weights):
     message = refusal(capsys, src, tmp_path / 'x.pth', '--to', 'mmdet', '--from', 'greenmim')
     assert f'0 of {len(weights)} keys fit the format greenmim' in message
+
+
+def test_verify_report_and_verbose(capsys, tmp_path, src, weights):
+    dst, account = tmp_path / 'swin.pth', tmp_path / 'account.json'
+    tool.main(
+        [str(src), str(dst), '--to', 'timm', '--verify', '--verbose', '--report', str(account)]
+    )
+    out = capsys.readouterr().out
+    assert 'verified: the file loads strictly into timm SwinTransformer' in out
+    assert 'Swin V1 of its own size: embed_dims 8' in out
+    content = json.loads(account.read_text())
+    report = content['report']
+    told = {*report['mapped'], *report['transformed'], *report['dropped']}
+    assert told == set(weights) and report['lossless']
+    assert content['meta']['source_file'] == src.name
+    assert content['architecture']['window_sizes'] == [2, 2, 2, 2]
+    assert content['verification']['differences']['stage 0'] < 1e-5
+    assert all(key in out for key in weights)
+    other = tmp_path / 'other.pth'
+    message = refusal(capsys, src, other, '--to', 'timm', '--report', account)
+    assert 'account.json exists' in message and not other.exists()
+
+
+def test_other_network_is_exit_code_1(capsys, tmp_path, monkeypatch, src):
+    def differs(*args):
+        raise VerificationError('this is not the same network')
+
+    monkeypatch.setattr(file_conversion, 'verify_network', differs)
+    dst = tmp_path / 'swin.pth'
+    message = refusal(capsys, src, dst, '--to', 'timm', '--verify', code=1)
+    assert 'not the same network' in message
+    assert list(tmp_path.iterdir()) == [src]
+
+
+def test_losses_are_exit_code_3(capsys, tmp_path, weights):
+    src, dst = tmp_path / 'src.pth', tmp_path / 'dst.pth'
+    torch.save({'state_dict': {**weights, 'backbone.novel': torch.ones(1)}}, src)
+    assert '--no-strict' in refusal(capsys, src, dst, '--to', 'mmdet')
+    assert '--no-strict' in refusal(capsys, src, dst, '--to', 'mmdet', '--strict')
+    assert not dst.exists()
+    with pytest.raises(SystemExit) as exit_info:
+        tool.main([str(src), str(dst), '--to', 'mmdet', '--no-strict'])
+    assert exit_info.value.code == 3
+    assert 'LOST 1: backbone.novel' in capsys.readouterr().out
+    assert dst.exists()
+
+
+@pytest.mark.parametrize('window, expected', [('3', [3, 3, 3, 3]), ('4,4,4,2', [4, 4, 4, 2])])
+def test_windows_and_dtype(capsys, tmp_path, src, window, expected):
+    dst = tmp_path / 'x.safetensors'
+    tool.main([str(src), str(dst), '--to', 'timm', '--window-size', window, '--dtype', 'bf16'])
+    assert 'window 2 to ' in capsys.readouterr().out
+    tool.main(['inspect', str(dst)])
+    out = capsys.readouterr().out
+    assert ', '.join(map(str, expected)) in out and 'bfloat16' in out
+    for wrong in ('0', '7,7', '-3'):
+        message = refusal(capsys, src, tmp_path / 'y.pth', '--to', 'timm', f'--window-size={wrong}')
+        assert 'window_size=' in message
+
+
+def test_inspect(capsys, tmp_path, src):
+    tool.main(['inspect', str(src)])
+    out = capsys.readouterr().out
+    for text in ('greenmim_mm', 'GreenMIM pre-training', 'sha256', 'message_hub', 'epoch'):
+        assert text in out
+    (tmp_path / 'x.pth').write_text('hello')
+    assert 'no checkpoint' in refusal(capsys, 'inspect', tmp_path / 'x.pth')
+    assert 'does not exist' in refusal(capsys, 'inspect', tmp_path / 'none.pth')
+
+
+def test_trust(capsys, tmp_path, weights):
+    src, dst = tmp_path / 'src.pth', tmp_path / 'dst.pth'
+    torch.save({'state_dict': weights, 'when': datetime.date(2024, 1, 1)}, src)
+    message = refusal(capsys, src, dst, '--to', 'mmdet')
+    assert 'datetime.date' in message and '--trust' in message
+    tool.main([str(src), str(dst), '--to', 'mmdet', '--trust'])
+    assert 'wrote' in capsys.readouterr().out
+
+
+def test_missing_library(capsys, tmp_path, monkeypatch, src):
+    def missing(*args):
+        raise ImportError('--verify needs the package timm')
+
+    monkeypatch.setattr(file_conversion, 'verify_network', missing)
+    message = refusal(capsys, src, tmp_path / 'x.pth', '--to', 'timm', '--verify')
+    assert 'needs the package timm' in message
+
+
+def test_as_a_program(tmp_path, src):
+    """As a user runs it: exit codes and streams."""
+    command = [sys.executable, str(REPO / 'tools' / 'convert_checkpoint.py')]
+    dst = tmp_path / 'hf'
+    done = subprocess.run(
+        [*command, str(src), str(dst), '--to', 'huggingface'], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (dst / 'config.json').is_file() and f'wrote {dst}' in done.stdout
+    done = subprocess.run(
+        [*command, str(src), str(dst), '--to', 'huggingface'], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stdout == ''
+    assert done.stderr.count('\n') == 1 and 'convert_checkpoint.py: error: ' in done.stderr

@@ -1,0 +1,391 @@
+"""What a Swin looks like, read off the shapes of its parameters."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .reading import CheckpointError
+from .transforms import coords_windows
+
+NUM_STAGES = 4
+_NAMES = {
+    (96, (2, 2, 6, 2), (3, 6, 12, 24)): 'tiny',
+    (96, (2, 2, 18, 2), (3, 6, 12, 24)): 'small',
+    (128, (2, 2, 18, 2), (4, 8, 16, 32)): 'base',
+    (192, (2, 2, 18, 2), (6, 12, 24, 48)): 'large',
+    (352, (2, 2, 18, 2), (11, 22, 44, 88)): 'huge',
+    (512, (2, 2, 42, 4), (16, 32, 64, 128)): 'giant',
+}
+_BLOCK_KEY = re.compile(r'stages\.(\d{1,3})\.blocks\.(\d{1,4})\.(.+)')
+_ATTN = 'attn.w_msa.'
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of a Swin.
+
+    Attributes:
+        version: 1, or 2 (post-norm, cosine attention, bias from an MLP of the offsets).
+        embed_dims: Channels of the first stage; each further stage has twice as many.
+        depths: Blocks of each stage.
+        num_heads: Attention heads of each stage.
+        window_sizes: Side of the windows of each stage in tokens; None where the parameters do
+            not tell (V2 files without buffers).
+        mlp_ratio: Width of the MLPs over the stage's channels.
+        qkv_bias: Whether queries, keys and values have a bias (V2: queries and values).
+        in_channels: Channels of the image.
+        patch_size: Side of a patch in pixels.
+        output_norms: Stages whose output has a norm.
+        bias_hidden: Hidden channels of the MLP that makes V2's bias; 0 in V1.
+        extra_norm_every: Every so many blocks one ends with one more norm (the largest V2); or 0.
+        pretrained_window_sizes: Windows in pre-training, by which V2 scales offsets, if they were
+            others than ``window_sizes``; else None.
+        first_merging: Stage that holds the first patch merging: 0 (behind its blocks, as in V1),
+            or 1 (before its blocks, as in mmpretrain's V2).
+    """
+
+    version: int
+    embed_dims: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    window_sizes: tuple[int, ...] | None
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    in_channels: int = 3
+    patch_size: int = 4
+    output_norms: tuple[int, ...] = (3,)
+    bias_hidden: int = 0
+    extra_norm_every: int = 0
+    pretrained_window_sizes: tuple[int, ...] | None = None
+    first_merging: int = 0
+
+    @property
+    def name(self) -> str | None:
+        """'tiny', 'small', 'base', 'large', 'huge' or 'giant'; None for other sizes."""
+        return _NAMES.get((self.embed_dims, self.depths, self.num_heads))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each stage."""
+        return tuple(self.embed_dims << stage for stage in range(len(self.depths)))
+
+    @property
+    def window_size(self) -> int | None:
+        """The window size of all stages; None if they differ or are not known."""
+        sizes = set(self.window_sizes or ())
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def with_window(self, window_size: int | Sequence[int]) -> 'Architecture':
+        """The same network with other windows; V2 remembers those of its pre-training.
+
+        Raises:
+            ValueError: See :func:`check_window_size`.
+        """
+        new = check_window_size(window_size, len(self.depths))
+        old = (self.pretrained_window_sizes or self.window_sizes) if self.version == 2 else None
+        return replace(self, window_sizes=new, pretrained_window_sizes=None if old == new else old)
+
+    def describe(self) -> str:
+        """One line: name, version and sizes."""
+        windows = 'unknown' if self.window_sizes is None else _joined(self.window_sizes)
+        return (
+            f'Swin V{self.version} {self.name or "of its own size"}: embed_dims '
+            f'{self.embed_dims}, depths {_joined(self.depths)}, heads {_joined(self.num_heads)}, '
+            f'window {windows}, mlp_ratio {self.mlp_ratio:g}'
+        )
+
+
+def check_window_size(
+    window_size: int | Sequence[int], num_stages: int = NUM_STAGES
+) -> tuple[int, ...]:
+    """One window size a stage.
+
+    Raises:
+        ValueError: If a size is not positive, or there is not one for each stage.
+    """
+    single = isinstance(window_size, int)
+    sizes = (window_size,) * num_stages if single else tuple(window_size)
+    if len(sizes) != num_stages or any(not isinstance(s, int) or s < 1 for s in sizes):
+        raise ValueError(
+            f'window_size={window_size} must be a positive integer or {num_stages} of them, one '
+            'per stage'
+        )
+    return sizes
+
+
+def infer_architecture(
+    state_dict: Mapping[str, Tensor], names: Mapping[str, str] | None = None
+) -> Architecture:
+    """Read the architecture off a state dict and check every parameter against it.
+
+    Args:
+        state_dict: Parameters under canonical names, ``stages.0.blocks.0...``; keys of anything
+            but the backbone are passed over.
+        names: For messages, the name that each canonical key has in the file.
+
+    Returns:
+        The architecture. Sizes are those on which most layers agree, so that one wrong layer is
+        named as such.
+
+    Raises:
+        CheckpointError: If this is no Swin, parameters are lacking, or one has a shape that does
+            not go with the others; the message names it and the shape that it should have.
+    """
+    names = names or {}
+    own = {key: value for key, value in state_dict.items() if _in_backbone(key)}
+    if not any(map(_BLOCK_KEY.fullmatch, own)):
+        raise CheckpointError(
+            f'this is no Swin: none of {len(state_dict)} keys belongs to a block; first keys: '
+            f'{[names.get(key, key) for key in list(state_dict)[:3]]}'
+        )
+    architecture = _guess(own)
+    if architecture.version == 2 and (pretrained := _pretrained_windows(own)):
+        if pretrained != architecture.window_sizes:
+            architecture = replace(architecture, pretrained_window_sizes=pretrained)
+    shapes = parameter_shapes(architecture)
+    _check_keys(own, shapes, architecture, names)
+    for key, value in own.items():
+        expected = shapes.get(key)
+        if expected is not None and tuple(value.shape) != expected:
+            raise CheckpointError(
+                f'{names.get(key, key)} has shape {tuple(value.shape)}; by the other layers it '
+                f'should be {expected} ({architecture.describe()})'
+            )
+    leaf = 'relative_position_bias_table' if architecture.version == 1 else 'logit_scale'
+    for stage, (width, heads) in enumerate(
+        zip(architecture.widths, architecture.num_heads, strict=True)
+    ):
+        if heads < 1 or width % heads:
+            key = f'stages.{stage}.blocks.0.{_ATTN}{leaf}'
+            raise CheckpointError(
+                f'{names.get(key, key)} has shape {tuple(own[key].shape)} for {heads} heads; it '
+                f'should be for a number of heads that divides the {width} channels of the stage'
+            )
+    return architecture
+
+
+def parameter_shapes(architecture: Architecture) -> Shapes:
+    """Canonical name and shape of each parameter of the backbone, output norms included."""
+    arch, patch = architecture, architecture.patch_size
+    shapes: Shapes = {
+        'patch_embed.projection.weight': (arch.embed_dims, arch.in_channels, patch, patch),
+        'patch_embed.projection.bias': (arch.embed_dims,),
+        **_norm('patch_embed.norm', arch.embed_dims),
+    }
+    for stage, (width, depth) in enumerate(zip(arch.widths, arch.depths, strict=True)):
+        block = _block_shapes(arch, stage)
+        for index in range(depth):
+            prefix = f'stages.{stage}.blocks.{index}.'
+            shapes.update((prefix + leaf, shape) for leaf, shape in block.items())
+            if arch.extra_norm_every and (index + 1) % arch.extra_norm_every == 0:
+                shapes.update(_norm(prefix + 'norm3', width))
+        if stage < len(arch.depths) - 1:
+            prefix = f'stages.{stage + arch.first_merging}.downsample.'
+            # V1 normalises before the merging, V2 after it.
+            shapes.update(_norm(prefix + 'norm', (4 if arch.version == 1 else 2) * width))
+            shapes[prefix + 'reduction.weight'] = (2 * width, 4 * width)
+        if stage in arch.output_norms:
+            shapes.update(_norm(f'norm{stage}', width))
+    return shapes
+
+
+def check_finite(state_dict: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not numbers.
+
+    Raises:
+        CheckpointError: If a tensor holds NaN or infinity; the message names the first one.
+    """
+    bad = [key for key, value in state_dict.items() if not _is_finite(value)]
+    if bad:
+        value = state_dict[bad[0]]
+        num_nan = int(value.isnan().sum())
+        num_inf = int((~value.isfinite()).sum()) - num_nan
+        more = f', and {len(bad) - 1} more tensors are not finite either' if len(bad) > 1 else ''
+        raise CheckpointError(
+            f'{bad[0]} has {num_nan} NaN and {num_inf} infinite of {value.numel()} values{more}'
+        )
+
+
+def check_numbers(keys: Collection[str]) -> None:
+    """Refuse names that number a layer beyond the count of keys: who counts to it never ends.
+
+    Raises:
+        CheckpointError: If there is one; the message names it.
+    """
+    for key in keys:
+        for part in key.split('.'):
+            if part.isdecimal() and (len(part) > 9 or int(part) > len(keys)):
+                raise CheckpointError(
+                    f'{key[:200]} is no layer of a network with {len(keys)} tensors'
+                )
+
+
+def _is_finite(value: Tensor) -> bool:
+    if not value.is_floating_point() or value.numel() == 0:
+        return True
+    if value.element_size() == 1:  # float8 has no arithmetic of its own
+        value = value.float()
+    # One pass without a temporary tensor; NaN wins over any number.
+    return all(bool(torch.isfinite(limit)) for limit in torch.aminmax(value))
+
+
+def _in_backbone(key: str) -> bool:
+    return key.startswith(('patch_embed.', 'stages.')) or bool(re.match(r'norm\d\.', key))
+
+
+def _block_shapes(arch: Architecture, stage: int) -> Shapes:
+    width, heads = arch.widths[stage], arch.num_heads[stage]
+    hidden = int(arch.mlp_ratio * width)
+    shapes: Shapes = {**_norm('norm1', width), **_norm('norm2', width)}
+    shapes[_ATTN + 'qkv.weight'] = (3 * width, width)
+    if arch.version == 1:
+        if arch.window_sizes is not None:
+            rows = (2 * arch.window_sizes[stage] - 1) ** 2
+            shapes[_ATTN + 'relative_position_bias_table'] = (rows, heads)
+        if arch.qkv_bias:
+            shapes[_ATTN + 'qkv.bias'] = (3 * width,)
+    else:
+        shapes[_ATTN + 'logit_scale'] = (heads, 1, 1)
+        shapes[_ATTN + 'cpb_mlp.0.weight'] = (arch.bias_hidden, 2)
+        shapes[_ATTN + 'cpb_mlp.0.bias'] = (arch.bias_hidden,)
+        shapes[_ATTN + 'cpb_mlp.2.weight'] = (heads, arch.bias_hidden)
+        if arch.qkv_bias:
+            shapes[_ATTN + 'q_bias'] = shapes[_ATTN + 'v_bias'] = (width,)
+    shapes[_ATTN + 'proj.weight'] = (width, width)
+    shapes[_ATTN + 'proj.bias'] = (width,)
+    shapes['ffn.layers.0.0.weight'] = (hidden, width)
+    shapes['ffn.layers.0.0.bias'] = (hidden,)
+    shapes['ffn.layers.1.weight'] = (width, hidden)
+    shapes['ffn.layers.1.bias'] = (width,)
+    return shapes
+
+
+def _norm(prefix: str, width: int) -> Shapes:
+    return {f'{prefix}.weight': (width,), f'{prefix}.bias': (width,)}
+
+
+def _guess(own: Mapping[str, Tensor]) -> Architecture:
+    """The architecture on which most layers agree."""
+    leaves: dict[tuple[int, str], list[tuple[int, ...]]] = {}
+    blocks: list[set[int]] = [set() for _ in range(NUM_STAGES)]
+    for key, value in own.items():
+        match = _BLOCK_KEY.fullmatch(key)
+        if match and int(match[1]) < NUM_STAGES:
+            blocks[int(match[1])].add(int(match[2]))
+            leaves.setdefault((int(match[1]), match[3]), []).append(tuple(value.shape))
+
+    def sizes(leaf: str, axis: int, ndim: int, stage: int | None = None) -> list[tuple[int, int]]:
+        """(stage, length of the axis) of every such parameter that has ``ndim`` axes."""
+        stages = range(NUM_STAGES) if stage is None else (stage,)
+        return [
+            (s, shape[axis])
+            for s in stages
+            for shape in leaves.get((s, leaf), ())
+            if len(shape) == ndim
+        ]
+
+    version = 2 if any(leaf.startswith(_ATTN + 'logit_scale') for _, leaf in leaves) else 1
+    widths = [
+        size >> stage
+        for leaf, ndim in (('norm1.weight', 1), ('norm2.weight', 1), (_ATTN + 'proj.weight', 2))
+        for stage, size in sizes(leaf, 0, ndim)
+    ]
+    embed_dims = _vote(widths, 1)
+    heads_leaf = (
+        (_ATTN + 'relative_position_bias_table', 1, 2)
+        if version == 1
+        else (_ATTN + 'logit_scale', 0, 3)
+    )
+    projection = own.get('patch_embed.projection.weight')
+    has_patches = projection is not None and projection.ndim == 4
+    biases = ('qkv.bias', 'q_bias', 'v_bias')
+    return Architecture(
+        version=version,
+        embed_dims=embed_dims,
+        # The highest number is not trusted: a file could claim a million blocks.
+        depths=tuple(max(len(numbers), 1) for numbers in blocks),
+        num_heads=tuple(
+            _vote((size for _, size in sizes(*heads_leaf, stage)), 1) for stage in range(NUM_STAGES)
+        ),
+        window_sizes=_windows(sizes, version),
+        mlp_ratio=_vote(
+            (size / (embed_dims << stage) for stage, size in sizes('ffn.layers.0.0.weight', 0, 2)),
+            4.0,
+        ),
+        qkv_bias=any(leaf == _ATTN + name for _, leaf in leaves for name in biases),
+        in_channels=projection.shape[1] if has_patches else 3,
+        patch_size=projection.shape[3] if has_patches else 4,
+        output_norms=tuple(s for s in range(NUM_STAGES) if f'norm{s}.weight' in own),
+        bias_hidden=_vote((size for _, size in sizes(_ATTN + 'cpb_mlp.0.weight', 0, 2)), 0),
+        extra_norm_every=min(
+            (int(key.split('.')[3]) + 1 for key in own if key.endswith('.norm3.weight')), default=0
+        ),
+        first_merging=int('stages.3.downsample.reduction.weight' in own),
+    )
+
+
+def _windows(sizes, version: int) -> tuple[int, ...] | None:
+    """Windows of the stages, from tables (V1) or from buffers (V2)."""
+    windows = []
+    for stage in range(NUM_STAGES):
+        if version == 1:
+            table = _ATTN + 'relative_position_bias_table'
+            sides = [round(rows**0.5) for _, rows in sizes(table, 0, 2, stage)]
+        else:
+            sides = [side for _, side in sizes(_ATTN + 'relative_coords_table', 1, 4, stage)]
+            index = sizes(_ATTN + 'relative_position_index', 0, 2, stage)
+            sides += [2 * round(area**0.5) - 1 for _, area in index]
+        if not sides and version == 2:
+            return None
+        windows.append(max((_vote(sides, 1) + 1) // 2, 1))
+    return tuple(windows)
+
+
+def _pretrained_windows(own: Mapping[str, Tensor]) -> tuple[int, ...] | None:
+    """Windows in pre-training that V2's buffers tell; None without buffers."""
+    keys = [f'stages.{stage}.blocks.0.{_ATTN}relative_coords_table' for stage in range(NUM_STAGES)]
+    if any(key not in own for key in keys):
+        return None
+    return tuple(coords_windows(own[key])[1] for key in keys)
+
+
+def _check_keys(
+    own: Mapping[str, Tensor], shapes: Shapes, arch: Architecture, names: Mapping[str, str]
+) -> None:
+    missing = [key for key in shapes if key not in own]
+    # Of a single norm the other half may be missing, of a bias the bias of another layer.
+    extra = [key for key in own if key not in shapes and not _is_optional(key)]
+    fit = f'{len(shapes) - len(missing)} of {len(shapes)} parameters of a {_brief(arch)} are there'
+    if missing:
+        raise CheckpointError(
+            f'this is no whole Swin: {fit}, but {len(missing)} are lacking, e.g. {missing[0]}'
+        )
+    if extra:
+        raise CheckpointError(
+            f'this is another architecture than a {_brief(arch)}, which has no '
+            f'{names.get(extra[0], extra[0])} ({len(extra)} such keys)'
+        )
+
+
+def _brief(arch: Architecture) -> str:
+    return f'Swin V{arch.version} with depths {_joined(arch.depths)}'
+
+
+def _is_optional(key: str) -> bool:
+    """Whether a key is a buffer."""
+    return key.endswith(('.relative_position_index', '.relative_coords_table', '.attn_mask'))
+
+
+def _vote(values: Iterable, default):
+    """The most frequent value."""
+    return next((value for value, _ in Counter(values).most_common(1)), default)
+
+
+def _joined(values: Sequence[int]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else '-'.join(map(str, values))

@@ -1,0 +1,161 @@
+"""What a checkpoint file is."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .architecture import Architecture
+from .file_conversion import licence_of, read_network, sha256
+from .files import load_checkpoint
+from .formats import FORMATS, detect_format
+from .reading import CheckpointError
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What :func:`inspect_checkpoint` found.
+
+    Attributes:
+        path: The file or folder.
+        format: Name of its format.
+        kind: What it was made for, e.g. 'GreenMIM pre-training' or 'classifier (1000 classes)'.
+        architecture: The network.
+        dtypes: Types of the numbers, the most frequent first.
+        num_parameters: How many numbers the backbone has learned.
+        num_others: How many numbers the other parts have learned.
+        num_keys: How many tensors there are.
+        size: Bytes of the file with the parameters.
+        sha256: Its SHA-256, hexadecimal.
+        meta: What the file says about itself.
+        licence: Licence note that comes with it or its format, or None.
+        others: What else it holds, e.g. 'optimizer', and parts of a model beside the backbone.
+    """
+
+    path: Path
+    format: str
+    kind: str
+    architecture: Architecture
+    dtypes: tuple[str, ...]
+    num_parameters: int
+    num_others: int
+    num_keys: int
+    size: int
+    sha256: str
+    meta: dict[str, Any]
+    licence: str | None
+    others: tuple[str, ...]
+
+    def summary(self) -> str:
+        """All of it, a line each."""
+        arch = self.architecture
+        windows = arch.window_sizes
+        lines = {
+            'file': f'{self.path} ({self.size / 1e6:.1f} MB)',
+            'sha256': self.sha256,
+            'format': f'{self.format} ({FORMATS[self.format].description})',
+            'kind': self.kind,
+            'network': f'Swin V{arch.version} {arch.name or "of its own size"}',
+            'embed_dims': arch.embed_dims,
+            'depths': _joined(arch.depths),
+            'num_heads': _joined(arch.num_heads),
+            'window_size': ('not told by the parameters' if windows is None else _joined(windows)),
+            'mlp_ratio': f'{arch.mlp_ratio:g}',
+            'qkv_bias': arch.qkv_bias,
+            'in_channels': arch.in_channels,
+            'norms of outputs': _joined(arch.output_norms) or 'none',
+            'numbers': ', '.join(self.dtypes),
+            'parameters': f'{self.num_parameters:,} in the backbone, {self.num_others:,} beside it '
+            f'({self.num_keys} tensors)',
+        }
+        for name in ('epoch', 'iter', 'step'):
+            if name in self.meta:
+                lines[name] = self.meta[name]
+        lines['licence'] = self.licence or 'not stated'
+        shown = {'epoch', 'iter', 'step', 'licence'}
+        for key, value in self.meta.items():
+            if key not in shown:
+                lines[f'meta {key}'] = _short(value)
+        lines['also holds'] = ', '.join(self.others) or 'nothing'
+        width = max(map(len, lines))
+        return '\n'.join(f'{name:{width}}  {value}' for name, value in lines.items())
+
+
+def inspect_checkpoint(path: str | Path, source: str = 'auto', trust: bool = False) -> Inspection:
+    """Find out what a checkpoint is.
+
+    Args:
+        path: ``.safetensors``, a file of ``torch.save``, or a folder of Hugging Face's.
+        source: Its format; 'auto' finds it out.
+        trust: Read a file that could run code, and let it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If it is damaged or no Swin.
+        ValueError: If the format is unknown.
+    """
+    checkpoint = load_checkpoint(path, trust, mmap=True)
+    state_dict = checkpoint.state_dict
+    try:
+        if source == 'auto':
+            source = detect_format(list(state_dict))
+        canonical, architecture = read_network(checkpoint, source)
+    except ValueError as error:
+        raise CheckpointError(f'{path}: {error}') from error
+    learned = {k: v for k, v in state_dict.items() if v.is_floating_point()}
+    total = sum(v.numel() for k, v in learned.items() if not _is_buffer(k))
+    inside = sum(
+        value.numel()
+        for key, value in canonical.items()
+        if key.startswith(('patch_embed.', 'stages.', 'norm')) and not _is_buffer(key)
+    )
+    dtypes = Counter(str(value.dtype).removeprefix('torch.') for value in learned.values())
+    parts = dict.fromkeys(_part(key) for key in state_dict)
+    file = checkpoint.weights_file
+    return Inspection(
+        path=checkpoint.path,
+        format=source,
+        kind=_kind(canonical, list(parts), architecture),
+        architecture=architecture,
+        dtypes=tuple(name for name, _ in dtypes.most_common()),
+        num_parameters=inside,
+        num_others=total - inside,
+        num_keys=len(state_dict),
+        size=file.stat().st_size,
+        sha256=sha256(file),
+        meta=checkpoint.meta,
+        licence=licence_of(checkpoint, source),
+        others=tuple(name for name in checkpoint.left_out if name != 'meta'),
+    )
+
+
+def _kind(canonical, parts: list[str], architecture: Architecture) -> str:
+    if (head := canonical.get('head.fc.weight')) is not None:
+        return f'classifier ({len(head)} classes)'
+    if any(key.startswith('neck.decoder.') for key in canonical) or 'mask_token' in canonical:
+        return 'SimMIM pre-training'
+    if any(key.startswith('neck.') for key in canonical):
+        return 'GreenMIM pre-training'
+    if any(part in ('rpn_head', 'roi_head', 'bbox_head', 'proposal_generator') for part in parts):
+        return f'detector ({", ".join(part for part in parts if part)})'
+    if set(architecture.output_norms) - {3}:
+        return 'backbone with norms for several outputs, as in a detector'
+    return 'backbone alone'
+
+
+def _part(key: str) -> str:
+    """First part of a name."""
+    return key.split('.')[0]
+
+
+def _is_buffer(key: str) -> bool:
+    return key.endswith(('relative_coords_table', 'relative_position_index', 'attn_mask'))
+
+
+def _short(value: Any) -> str:
+    text = ' '.join(str(value).split())
+    return text if len(text) <= 200 else text[:200] + ' ...'
+
+
+def _joined(values: tuple[int, ...]) -> str:
+    return ', '.join(map(str, values))
