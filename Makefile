@@ -11,7 +11,8 @@ help:
 	@echo "make setup             make .venv with the pinned stack (PYTHON=... picks the interpreter)"
 	@echo "make test              run the tests (ARGS='-k masking' goes to pytest)"
 	@echo "make lint              ruff check and ruff format --check"
-	@echo "make demo              run the demo (QUICK=1 for the short one, ARGS=... goes to it)"
+	@echo "make demo              run the demo (QUICK=1 for the short one, MODEL=swinv2 for Swin V2,"
+	@echo "                       ARGS=... goes to it)"
 	@echo "make golden FILE=...   compare with a file of reference results"
 	@echo "make clean             remove caches and build leftovers (ALL=1: work_dirs as well)"
 	@echo "make help              this list"
@@ -41,7 +42,7 @@ lint: setup
 	@$(VENV_PYTHON) -m ruff format --check .
 
 demo: setup
-	@$(VENV_PYTHON) tools/demo.py $(if $(QUICK),--quick) $(ARGS)
+	@$(VENV_PYTHON) tools/demo.py $(if $(QUICK),--quick) $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
 golden:
 	@test -n '$(FILE)' || { echo "error: FILE is not set; use make golden FILE=path" >&2; exit 2; }

@@ -1,7 +1,7 @@
 """Runs the demo: pre-train with GreenMIM, detect with Mask R-CNN, report what came out.
 
 Example:
-    python tools/demo.py --quick
+    python tools/demo.py --quick --model swinv2
 """
 
 import argparse
@@ -9,16 +9,19 @@ import shutil
 from collections.abc import Sequence
 
 from greenmim_mm.demo.report import write_report
-from greenmim_mm.demo.road import FULL, QUICK, ROOT, StepError, run_road
+from greenmim_mm.demo.road import FULL, NETWORKS, QUICK, ROOT, StepError, run_road
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the tool; a failed step ends it with exit code 1."""
+    """Runs the tool; a failed step ends it with exit code 1, bad input with 2."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--quick', action='store_true', help='the same road, on very little data')
+    parser.add_argument(
+        '--model', choices=tuple(NETWORKS), default='swin', help='network (default: swin)'
+    )
     parser.add_argument('--fresh', action='store_true', help='forget what earlier calls have done')
     args = parser.parse_args(argv)
-    scale = QUICK if args.quick else FULL
+    scale = (QUICK if args.quick else FULL).with_model(args.model)
     if args.fresh:
         shutil.rmtree(ROOT / scale.folder, ignore_errors=True)
     try:

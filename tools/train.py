@@ -6,7 +6,9 @@ Example:
 """
 
 import argparse
+import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from _common import (
     UsageError,
@@ -20,6 +22,7 @@ from _common import (
     load_config,
 )
 from mmengine.config import Config
+from mmengine.device import get_device
 
 
 def parse_args(
@@ -51,7 +54,13 @@ def prepare(args: argparse.Namespace) -> Config:
         DataError: If there is no data.
     """
     cfg = load_config(args)
+    strategy = _strategy(cfg)
     if args.amp:
+        if strategy == 'DeepSpeedStrategy':
+            raise UsageError(
+                "--amp: DeepSpeed's precision is a setting of its strategy; give --cfg-options "
+                'strategy.bf16.enabled=True'
+            )
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
@@ -65,16 +74,55 @@ def prepare(args: argparse.Namespace) -> Config:
         cfg.resume = True
         cfg.load_from = None
     if args.resume not in (None, 'auto'):
-        check_file(
-            args.resume,
-            '--resume: checkpoint',
-            'give the path of a checkpoint, or --resume alone for the last one in the work dir',
-        )
+        # Checkpoints of shards are folders.
+        if strategy is None or not os.path.isdir(args.resume):
+            check_file(
+                args.resume,
+                '--resume: checkpoint',
+                'give the path of a checkpoint, or --resume alone for the last one in the work dir',
+            )
         cfg.load_from = args.resume
     check_amp(cfg)
+    check_strategy(cfg)
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     check_pretrained(cfg.get('model'))
     return cfg
+
+
+def check_strategy(cfg: Config) -> None:
+    """Raise :class:`UsageError` if the config's strategy for several processes cannot run."""
+    strategy = _strategy(cfg)
+    if strategy is None:
+        return
+    if cfg.get('runner_type') != 'FlexibleRunner':
+        raise UsageError(
+            f'strategy={strategy} would not be used: only FlexibleRunner has strategies; set '
+            "runner_type='FlexibleRunner' in the config"
+        )
+    if strategy == 'DeepSpeedStrategy' and find_spec('deepspeed') is None:
+        raise UsageError(
+            f'strategy={strategy} needs the package deepspeed, which is not installed: pip install '
+            'deepspeed, or shard with configs/_base_/strategies/fsdp.py'
+        )
+    if strategy not in ('DeepSpeedStrategy', 'FSDPStrategy'):
+        return
+    if cfg.launcher == 'none':
+        raise UsageError(
+            f'strategy={strategy} shards among processes that a launcher has started; use bash '
+            'tools/dist_train.sh CONFIG GPUS'
+        )
+    wrapper = cfg.strategy.get('model_wrapper') or {}
+    if get_device() == 'cpu' and wrapper.get('device_id') != 'cpu':
+        raise UsageError(
+            f'strategy={strategy} needs GPUs and none is available; train without it, by the '
+            'recipe that this one inherits'
+        )
+
+
+def _strategy(cfg: Config) -> str | None:
+    """Name of the strategy's class without its module; None if the config has no strategy."""
+    kind = (cfg.get('strategy') or {}).get('type')
+    return kind and (kind if isinstance(kind, str) else kind.__name__).rpartition('.')[2]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

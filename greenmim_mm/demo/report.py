@@ -107,13 +107,16 @@ def write_report(scale: Scale, outcomes: Mapping[str, Outcome], root: Path) -> P
 def draw_losses(losses: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
     """Loss curves: pre-training on the left, both detectors on the right."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout='constrained')
-    left.plot(*losses['pretrain'], color='tab:green')
+    # Very little is logged of a quick run: a single point has no line.
+    style = dict(marker='.') if min(len(x) for x, _ in losses.values()) < 3 else {}
+    left.plot(*losses['pretrain'], color='tab:green', **style)
     left.set(title='GreenMIM pre-training', xlabel='iteration', ylabel='loss on hidden pixels')
     for run, colour in zip(RUNS, ('tab:green', 'tab:gray'), strict=True):
-        right.plot(*losses[f'detect_{run}'], color=colour, label=RUNS[run])
+        right.plot(*losses[f'detect_{run}'], color=colour, label=RUNS[run], **style)
     right.set(title='Mask R-CNN', xlabel='iteration', ylabel='loss')
     right.legend(frameon=False)
     for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.3)
         axes.spines[['top', 'right']].set_visible(False)
     figure.savefig(path, dpi=120)
@@ -204,14 +207,16 @@ def _page(
     precision: Mapping[str, Mapping[str, Mapping[str, float]]],
     losses: Mapping[str, tuple[np.ndarray, np.ndarray]],
 ) -> str:
+    network = scale.network
     lines = [
         '# What the demo showed',
         '',
-        f'A small Swin was pre-trained with GreenMIM for {_epochs(scale.pretrain_epochs)} on '
-        f'{scale.num_unlabelled} unlabelled images. Its weights went into a stock Mask R-CNN of '
-        f'mmdet, trained for {_epochs(scale.detect_epochs)} on {scale.num_train} annotated images; '
-        'a second one started from scratch, all else equal. Both were evaluated by pycocotools '
-        f'on {scale.num_val} images of digits and photographs that no training saw.',
+        f'A small {network.backbone} was pre-trained with GreenMIM for '
+        f'{_epochs(scale.pretrain_epochs)} on {scale.num_unlabelled} unlabelled images. Its '
+        f'weights went into a Mask R-CNN of mmdet with {network.detector}, trained for '
+        f'{_epochs(scale.detect_epochs)} on {scale.num_train} annotated images; a second one '
+        'started from scratch, all else equal. Both were evaluated by pycocotools on '
+        f'{scale.num_val} images of digits and photographs that no training saw.',
         '',
         '| start | box AP | box AP50 | box AP75 | mask AP | mask AP50 | mask AP75 |',
         '|---|---|---|---|---|---|---|',

@@ -14,12 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PRETRAIN = 'configs/demo/greenmim_swin-mini-w5_1xb32-coslr_digits-160px.py'
-DETECT = 'configs/demo/mask-rcnn_swin-mini-w5_fpn_digits-160px.py'
 
 # What is worth showing of a tool's output; all of it goes to the step's log.
 _SHOWN = re.compile(r'(Epoch\((?:train|val|test)\).*)|((?:wrote|kept|dropped|demo data).*)')
@@ -53,8 +51,46 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Network:
+    """What the demo pre-trains and puts into a detector.
+
+    Attributes:
+        backbone: Class that is pre-trained.
+        detector: The detector's backbone, for people.
+        pretrain: Config of the pre-training.
+        detect: Config of the detector.
+        weights: Format of the weights that the detector starts from.
+    """
+
+    backbone: str
+    detector: str
+    pretrain: str
+    detect: str
+    weights: str
+
+
+NETWORKS = {
+    'swin': Network(
+        'GreenSwin',
+        "mmdet's own Swin",
+        'configs/demo/greenmim_swin-mini-w5_1xb32-coslr_digits-160px.py',
+        'configs/demo/mask-rcnn_swin-mini-w5_fpn_digits-160px.py',
+        'mmdet',
+    ),
+    # mmdet has no Swin V2: the detector, too, has this package's.
+    'swinv2': Network(
+        'GreenSwinV2',
+        'GreenSwinV2',
+        'configs/demo/greenmim_swinv2-mini-w5_1xb32-coslr_digits-160px.py',
+        'configs/demo/mask-rcnn_swinv2-mini-w5_fpn_digits-160px.py',
+        'greenmim_mm',
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Scale:
-    """How much of everything the demo does.
+    """What the demo does, and how much of everything.
 
     Attributes:
         folder: Where all of it goes.
@@ -63,6 +99,7 @@ class Scale:
         num_val: Annotated images for evaluation.
         pretrain_epochs: Epochs of pre-training.
         detect_epochs: Epochs of each detector's training.
+        model: Network, a key of :data:`NETWORKS`.
     """
 
     folder: str
@@ -71,6 +108,24 @@ class Scale:
     num_val: int
     pretrain_epochs: int
     detect_epochs: int
+    model: str = 'swin'
+
+    @property
+    def network(self) -> Network:
+        """The network that ``model`` names."""
+        return NETWORKS[self.model]
+
+    def with_model(self, model: str) -> 'Scale':
+        """The same with another network, in a folder of its own.
+
+        Raises:
+            ValueError: If there is no such network.
+        """
+        if model not in NETWORKS:
+            raise ValueError(f'model={model!r} is unknown; use one of {", ".join(NETWORKS)}')
+        if model == self.model:
+            return self
+        return replace(self, model=model, folder=self.folder.replace('demo', f'demo_{model}', 1))
 
 
 FULL = Scale('work_dirs/demo', 2000, 600, 150, 5, 5)
@@ -92,7 +147,11 @@ class Outcome:
 
 def steps(scale: Scale) -> list[Step]:
     """The road, in order."""
-    here = scale.folder
+    here, network = scale.folder, scale.network
+    # Other networks' configs inherit those of the first.
+    first = next(iter(NETWORKS.values()))
+    pretrain_configs = tuple(dict.fromkeys((first.pretrain, network.pretrain)))
+    detect_configs = tuple(dict.fromkeys((first.detect, network.detect)))
     pretrained = f'{here}/pretrain/epoch_{scale.pretrain_epochs}.pth'
     road = [
         Step(
@@ -107,37 +166,43 @@ def steps(scale: Scale) -> list[Step]:
         ),
         Step(
             'pretrain',
-            'pre-train GreenSwin with GreenMIM on the unlabelled images',
+            f'pre-train {network.backbone} with GreenMIM on the unlabelled images',
             (
-                *('tools/train.py', PRETRAIN, '--work-dir', f'{here}/pretrain', '--cfg-options'),
+                *(
+                    'tools/train.py',
+                    network.pretrain,
+                    '--work-dir',
+                    f'{here}/pretrain',
+                    '--cfg-options',
+                ),
                 f'train_dataloader.dataset.data_root={here}/data/unlabelled',
                 f'train_cfg.max_epochs={scale.pretrain_epochs}',
                 f'param_scheduler.1.end={scale.pretrain_epochs}',
             ),
             (f'epoch_{scale.pretrain_epochs}.pth',),
             ('data',),
-            (PRETRAIN,),
+            pretrain_configs,
             resumes=True,
         ),
         Step(
             'reconstruct',
             'paint hidden parts of images that pre-training has not seen',
             (
-                *('tools/reconstruct.py', PRETRAIN, pretrained),
+                *('tools/reconstruct.py', network.pretrain, pretrained),
                 *(f'{here}/data/coco/val/{index:06d}.jpg' for index in range(1, 7)),
                 *('--out', f'{here}/reconstruct/reconstructions.png', '--mask-ratio', '0.6'),
                 '--force',
             ),
             ('reconstructions.png',),
             ('pretrain',),
-            (PRETRAIN,),
+            pretrain_configs,
         ),
         Step(
             'convert',
             'take the backbone out of the pre-training checkpoint',
             (
                 *('tools/convert_checkpoint.py', pretrained, f'{here}/convert/backbone.pth'),
-                *('--to', 'mmdet', '--force'),
+                *('--to', network.weights, '--force'),
             ),
             ('backbone.pth',),
             ('pretrain',),
@@ -167,23 +232,23 @@ def steps(scale: Scale) -> list[Step]:
             Step(
                 f'detect_{name}',
                 f'train {title}',
-                ('tools/train.py', DETECT, '--work-dir', folder, '--cfg-options', *options),
+                ('tools/train.py', network.detect, '--work-dir', folder, '--cfg-options', *options),
                 (last,),
                 tuple(dict.fromkeys(('data', source))),
-                (DETECT,),
+                detect_configs,
                 resumes=True,
             ),
             Step(
                 f'test_{name}',
                 f'evaluate {title}',
                 (
-                    *('tools/test.py', DETECT, f'{folder}/{last}'),
+                    *('tools/test.py', network.detect, f'{folder}/{last}'),
                     *('--work-dir', f'{here}/test_{name}', '--cfg-options', *options),
                     f'test_evaluator.outfile_prefix={here}/test_{name}/val',
                 ),
                 ('val.bbox.json', 'val.segm.json'),
                 (f'detect_{name}',),
-                (DETECT,),
+                detect_configs,
             ),
         ]
     return road

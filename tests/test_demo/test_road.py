@@ -10,7 +10,7 @@ import pytest
 
 from greenmim_mm.demo import road
 from greenmim_mm.demo.report import average_precision, read_losses
-from greenmim_mm.demo.road import QUICK, ROOT, Step, StepError, run_road, steps
+from greenmim_mm.demo.road import FULL, NETWORKS, QUICK, ROOT, Step, StepError, run_road, steps
 
 SCRIPT = """
 import pathlib, sys
@@ -105,13 +105,38 @@ def test_failure_tells_the_step_and_the_log(small_road):
     assert run()['second'].fresh
 
 
-def test_every_step_of_the_road_reads_earlier_steps():
+@pytest.mark.parametrize('model', NETWORKS)
+def test_every_step_of_the_road_reads_earlier_steps(model):
     done = set()
-    for step in steps(QUICK):
+    for step in steps(QUICK.with_model(model)):
         assert set(step.inputs) <= done
         assert (ROOT / step.command[0]).is_file()
         assert all((ROOT / config).is_file() for config in step.configs)
         done.add(step.name)
+
+
+def test_networks_share_nothing_but_the_road():
+    roads = {model: steps(QUICK.with_model(model)) for model in NETWORKS}
+    assert [step.name for step in roads['swin']] == [step.name for step in roads['swinv2']]
+    for step in roads['swinv2']:
+        assert not any('work_dirs/demo_quick' in argument for argument in step.command)
+        # Those of the other network are inherited.
+        assert not step.configs or len(step.configs) == 2
+    folders = [scale.with_model(model).folder for scale in (FULL, QUICK) for model in NETWORKS]
+    names = ('demo', 'demo_swinv2', 'demo_quick', 'demo_swinv2_quick')
+    assert folders == [f'work_dirs/{name}' for name in names]
+
+
+def test_unknown_network():
+    with pytest.raises(ValueError, match="model='vit' is unknown; use one of swin, swinv2"):
+        QUICK.with_model('vit')
+    command = [sys.executable, 'tools/demo.py', '--model', 'vit']
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert run.returncode == 2 and "invalid choice: 'vit'" in run.stderr
+    plan = subprocess.run(
+        ['make', '-n', 'demo', 'QUICK=1', 'MODEL=swinv2'], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "tools/demo.py --quick --model 'swinv2'" in plan.stdout
 
 
 def test_losses_of_a_resumed_run_are_joined(tmp_path):

@@ -207,14 +207,43 @@ def test_checkpointing_and_drop_path_keep_the_gradients():
     x = images(64, 64)
     mask = torch.tensor([False, True, False, True])
     grads = []
-    for with_cp in (False, 'mlp', True):
-        model = make(with_cp=with_cp, drop_path_rate=0.5).train()
+    for switch in (
+        dict(),
+        dict(with_cp='mlp'),
+        dict(with_cp=True),
+        dict(with_cp=3),
+        dict(sequential_groups=1),
+        dict(sequential_groups=3, with_cp=2),
+    ):
+        model = make(window_size=4, drop_path_rate=0.5, **switch).train()
         torch.manual_seed(3)
-        model(x, mask).square().sum().backward()
+        (model(x, mask).square().sum() + model(x)[0].square().sum()).backward()
         grads.append([parameter.grad for parameter in model.parameters()])
     for plain, *recomputed in zip(*grads, strict=True):
         for grad in recomputed:
             torch.testing.assert_close(grad, plain, rtol=1e-10, atol=1e-10)
+
+
+def test_every_nth_block_is_checkpointed():
+    model = GreenSwin(MINI, with_cp=3)
+    assert [block.with_cp for block in model.blocks()] == [False, False, True] * 2 + [False] * 2
+    assert all(block.with_cp for block in GreenSwin(MINI, with_cp=1).blocks())
+
+
+def test_sequential_groups_bound_the_attention_weights(monkeypatch):
+    from greenmim_mm.ops import attention
+
+    sizes = []
+    weights = attention._weights
+
+    def record(slots, *args):
+        sizes.append(slots.shape[1])
+        return weights(slots, *args)
+
+    monkeypatch.setattr(attention, '_weights', record)
+    model = make(window_size=4, sequential_groups=3)
+    model(images(96, 96))[0].sum().backward()
+    assert max(sizes) == 3
 
 
 def test_frozen_stages():
@@ -271,6 +300,7 @@ def test_default_initialisation():
         (dict(img_size=-1), 'img_size=-1'),
         (dict(img_size=(224, 224, 3)), 'img_size='),
         (dict(with_cp='blocks'), "with_cp='blocks'"),
+        (dict(sequential_groups=0), 'sequential_groups=0'),
         (dict(drop_path_rate=1.0), 'drop_path_rate=1.0'),
         (dict(out_indices=(4,)), r'out_indices=\(4,\)'),
         (dict(out_indices=()), 'out_indices='),

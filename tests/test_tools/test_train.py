@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -138,6 +139,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tools, small_config, tmp_path,
 
     def run(work_dir, epochs, *args):
         masks.clear()
+        time.sleep(1.1)  # runs are named by the second: two of a name would share their logs
         train.main(
             [
                 str(small_config),
