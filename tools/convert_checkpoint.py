@@ -6,13 +6,18 @@ Examples:
     python tools/convert_checkpoint.py inspect swin.pth
 
 Exit codes: 0, all is well; 1, --verify found another network and nothing was written; 2, refused,
-with the reason on stderr; 3, written, but learned parameters were lost (--no-strict).
+with the reason on stderr; 3, written, but learned parameters were lost (--no-strict); 130, 143 and
+129, ended by Ctrl-C or a signal.
 """
 
 import argparse
 import json
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,8 +30,10 @@ from greenmim_mm.checkpoint import (
     convert_file,
     inspect_checkpoint,
 )
+from greenmim_mm.checkpoint.text import printable
+from greenmim_mm.checkpoint.writing import check_apart
 
-_WRONG_NETWORK, _REFUSED, _LOST = 1, 2, 3
+_WRONG_NETWORK, _REFUSED, _LOST, _INTERRUPTED = 1, 2, 3, 130
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,23 +43,74 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _inspect_parser() if inspecting else _convert_parser()
     args = parser.parse_args(argv[inspecting:])
     try:
-        code = _inspect(args) if inspecting else _convert(args)
-    except (OSError, ValueError, ImportError) as error:
+        with _ended_by_signals():
+            code, text = _inspect(args) if inspecting else _convert(args)
+    except KeyboardInterrupt:
+        parser.exit(_INTERRUPTED, f'{parser.prog}: interrupted\n')
+    except (OSError, ValueError, ImportError, MemoryError, RuntimeError) as error:
+        # torch has no class of its own for it.
+        full = isinstance(error, RuntimeError) and 'allocate' in str(error)
+        if isinstance(error, RuntimeError) and not full:
+            raise
         code = _WRONG_NETWORK if isinstance(error, VerificationError) else _REFUSED
-        message = ' '.join(str(error).split())
+        message = printable(error, 2000) or type(error).__name__
+        if full or isinstance(error, MemoryError):
+            message = f'out of memory: {message}'
         parser.exit(code, f'{parser.prog}: error: {message}\n')
+    _print(text)
     if code:
         parser.exit(code)
 
 
-def _inspect(args: argparse.Namespace) -> int:
-    print(inspect_checkpoint(args.src, args.source, args.trust).summary())
-    return 0
+def _print(text: str) -> None:
+    """Prints; that nobody listens (``| head``) is no failure of a conversion that is done."""
+    encoding = sys.stdout.encoding or 'utf-8'
+    try:
+        print(text.encode(encoding, 'backslashreplace').decode(encoding), flush=True)
+    except BrokenPipeError:
+        # Or the interpreter complains when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _convert(args: argparse.Namespace) -> int:
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Ends on SIGTERM and SIGHUP as on an exception, so that temporary files are removed."""
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    # Handlers belong to the main thread.
+    mine = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGHUP) if mine else ()
+    # Who started this with nohup wants it to outlive the terminal.
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _inspect(args: argparse.Namespace) -> tuple[int, str]:
+    return 0, inspect_checkpoint(args.src, args.source, args.trust).summary()
+
+
+def _check_report(args: argparse.Namespace) -> None:
+    """Raises before any work if the report cannot be written, or would destroy SRC or DST."""
+    for path in map(Path, (args.src, args.dst)):
+        same = path.exists() and args.report.exists() and path.samefile(args.report)
+        if same or path.resolve() == args.report.resolve():
+            raise FileExistsError(f'--report {args.report} is {path}; give it a file of its own')
+        check_apart(path, args.report)
+    check_destination(args.report, args.force)
+
+
+def _convert(args: argparse.Namespace) -> tuple[int, str]:
     if args.report is not None:
-        check_destination(args.report, args.force)
+        _check_report(args)
     result = convert_file(
         args.src,
         args.dst,
@@ -60,25 +118,27 @@ def _convert(args: argparse.Namespace) -> int:
         args.source,
         args.force,
         window_size=args.window_size,
+        pretrained_window_size=args.pretrained_window_size,
         dtype=args.dtype,
         verify=args.verify,
         strict=args.strict,
         trust=args.trust,
+        key=args.key,
     )
-    print(result.architecture.describe())
+    lines = [result.architecture.describe()]
     if args.verbose:
-        print(json.dumps(_account(result), indent=2))
-    print(result.report.summary())
+        lines.append(json.dumps(_account(result), indent=2))
+    lines.append(result.report.summary())
     if licence := result.meta.get('licence'):
-        print(f'licence: {licence}')
+        lines.append(f'licence: {printable(licence)}')
     if result.verification is not None:
-        print(f'verified: {result.verification.summary()}')
-    print(f'wrote {args.dst}')
+        lines.append(f'verified: {result.verification.summary()}')
+    lines.append(f'wrote {args.dst}')
     if args.report is not None:
         with atomic_path(args.report, args.force) as temporary:
             temporary.write_text(json.dumps(_account(result), indent=2) + '\n', 'utf-8')
-        print(f'wrote {args.report}')
-    return 0 if result.report.lossless else _LOST
+        lines.append(f'wrote {args.report}')
+    return 0 if result.report.lossless else _LOST, '\n'.join(lines)
 
 
 def _account(result: FileConversion) -> dict:
@@ -115,6 +175,12 @@ def _convert_parser() -> argparse.ArgumentParser:
         help='windows of the result, N or N,N,N,N; bias tables are resized (default: as in SRC)',
     )
     parser.add_argument(
+        '--pretrained-window-size',
+        type=_window_size,
+        metavar='N',
+        help='windows that a Swin V2 was pre-trained with, N or N,N,N,N, if SRC does not tell',
+    )
+    parser.add_argument(
         '--dtype', choices=('fp16', 'bf16', 'fp32'), help='type of the numbers (default: as in SRC)'
     )
     parser.add_argument(
@@ -127,6 +193,9 @@ def _convert_parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=True,
         help='refuse to lose learned parameters (default)',
+    )
+    parser.add_argument(
+        '--key', help='where SRC keeps the parameters, e.g. ema_state_dict (default: found out)'
     )
     parser.add_argument('--force', action='store_true', help='replace DST if it exists')
     parser.add_argument('--report', type=Path, metavar='FILE.json', help='write the full account')
@@ -159,7 +228,12 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 
 def _window_size(text: str) -> int | tuple[int, ...]:
-    sizes = tuple(int(part) for part in text.split(','))
+    try:
+        sizes = tuple(int(part) for part in text.split(','))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'{text[:50]!r} is no window size; give N, or N,N,N,N for the four stages'
+        ) from None
     return sizes[0] if len(sizes) == 1 else sizes
 
 

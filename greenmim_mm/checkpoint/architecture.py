@@ -12,6 +12,8 @@ from .reading import CheckpointError
 from .transforms import coords_windows
 
 NUM_STAGES = 4
+# Buffers grow with the fourth power of it; no network in use comes near.
+MAX_WINDOW = 64
 _NAMES = {
     (96, (2, 2, 6, 2), (3, 6, 12, 24)): 'tiny',
     (96, (2, 2, 18, 2), (3, 6, 12, 24)): 'small',
@@ -46,6 +48,8 @@ class Architecture:
         extra_norm_every: Every so many blocks one ends with one more norm (the largest V2); or 0.
         pretrained_window_sizes: Windows in pre-training, by which V2 scales offsets, if they were
             others than ``window_sizes``; else None.
+        pretraining_told: Whether it is known by which windows V2 scales offsets; if not, they
+            are taken to be ``window_sizes``.
         first_merging: Stage that holds the first patch merging: 0 (behind its blocks, as in V1),
             or 1 (before its blocks, as in mmpretrain's V2).
     """
@@ -63,6 +67,7 @@ class Architecture:
     bias_hidden: int = 0
     extra_norm_every: int = 0
     pretrained_window_sizes: tuple[int, ...] | None = None
+    pretraining_told: bool = True
     first_merging: int = 0
 
     @property
@@ -91,6 +96,19 @@ class Architecture:
         old = (self.pretrained_window_sizes or self.window_sizes) if self.version == 2 else None
         return replace(self, window_sizes=new, pretrained_window_sizes=None if old == new else old)
 
+    def with_pretraining(self, window_size: int | Sequence[int]) -> 'Architecture':
+        """The Swin V2 that was pre-trained with these windows.
+
+        Raises:
+            ValueError: See :func:`check_window_size`.
+        """
+        new = check_window_size(window_size, len(self.depths), 'pretrained_window_size')
+        return replace(
+            self,
+            pretrained_window_sizes=None if new == self.window_sizes else new,
+            pretraining_told=True,
+        )
+
     def describe(self) -> str:
         """One line: name, version and sizes."""
         windows = 'unknown' if self.window_sizes is None else _joined(self.window_sizes)
@@ -102,20 +120,24 @@ class Architecture:
 
 
 def check_window_size(
-    window_size: int | Sequence[int], num_stages: int = NUM_STAGES
+    window_size: int | Sequence[int], num_stages: int = NUM_STAGES, name: str = 'window_size'
 ) -> tuple[int, ...]:
     """One window size a stage.
 
     Raises:
-        ValueError: If a size is not positive, or there is not one for each stage.
+        ValueError: If a size is not positive or beyond ``MAX_WINDOW``, or there is not one for
+            each stage.
     """
-    single = isinstance(window_size, int)
-    sizes = (window_size,) * num_stages if single else tuple(window_size)
-    if len(sizes) != num_stages or any(not isinstance(s, int) or s < 1 for s in sizes):
+    several = isinstance(window_size, Sequence) and not isinstance(window_size, str)
+    sizes = tuple(window_size) if several else (window_size,) * num_stages
+    # bool is an int to Python.
+    if len(sizes) != num_stages or any(type(size) is not int or size < 1 for size in sizes):
         raise ValueError(
-            f'window_size={window_size} must be a positive integer or {num_stages} of them, one '
-            'per stage'
+            f'{name}={window_size} must be a positive integer or {num_stages} of them, one per '
+            'stage'
         )
+    if max(sizes) > MAX_WINDOW:
+        raise ValueError(f'{name}={window_size} is too large; windows have at most {MAX_WINDOW}')
     return sizes
 
 
@@ -145,9 +167,13 @@ def infer_architecture(
             f'{[names.get(key, key) for key in list(state_dict)[:3]]}'
         )
     architecture = _guess(own)
-    if architecture.version == 2 and (pretrained := _pretrained_windows(own)):
-        if pretrained != architecture.window_sizes:
-            architecture = replace(architecture, pretrained_window_sizes=pretrained)
+    if architecture.version == 2:
+        pretrained = _pretrained_windows(own)
+        architecture = replace(
+            architecture,
+            pretrained_window_sizes=None if pretrained == architecture.window_sizes else pretrained,
+            pretraining_told=pretrained is not None,
+        )
     shapes = parameter_shapes(architecture)
     _check_keys(own, shapes, architecture, names)
     for key, value in own.items():

@@ -4,12 +4,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ..ops import log_spaced_offsets
+from .architecture import check_window_size
 from .checks import check_shapes, check_whole
 from .formats import detect_format, find_format
 from .layout import Format, Layout
+from .text import printable
 from .transforms import (
     Entry,
     coords_windows,
@@ -23,6 +26,9 @@ _INDEX = 'relative_position_index'
 _COORDS = 'relative_coords_table'
 _COMPUTED = 'computed, not learned'
 _UNKNOWN = 'unknown name'
+# transformers' has one position more than that of Microsoft's code.
+_POSITION_KEY = 'embeddings.position_embeddings'
+_POSITIONS = 'absolute position embedding of transformers, for which no format has a place'
 
 # Why a canonical name may have no place, and whether that changes the network.
 _NO_PLACE = (
@@ -53,6 +59,7 @@ class ConversionReport:
         target: Format of the result.
         version: Version of Swin.
         left_out: What a file holds beside the parameters, e.g. 'optimizer'.
+        notes: What else is to be known, e.g. what was assumed.
     """
 
     mapped: dict[str, str] = field(default_factory=dict)
@@ -65,6 +72,7 @@ class ConversionReport:
     target: str = ''
     version: int = 1
     left_out: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
 
     @property
     def unknown(self) -> list[str]:
@@ -97,16 +105,18 @@ class ConversionReport:
                 reasons.setdefault(reason, []).append(key)
             for reason, keys in reasons.items():
                 lines.append(
-                    f'{verb} {len(keys)} ({reason}): {keys[0]}' + ', ...' * (len(keys) > 1)
+                    f'{verb} {len(keys)} ({printable(reason)}): {printable(keys[0])}'
+                    + ', ...' * (len(keys) > 1)
                 )
         if self.lost:
             lines.append(
-                f'LOST {len(self.lost)}: {", ".join(self.lost[:3])}'
+                f'LOST {len(self.lost)}: {", ".join(map(printable, self.lost[:3]))}'
                 + ', ...' * (len(self.lost) > 3)
             )
         if self.left_out:
             lines.append(f'left out of the file: {", ".join(self.left_out)}')
-        return '\n'.join(lines)
+        lines += [f'note: {note}' for note in self.notes]
+        return '\n'.join(printable(line, 1000) for line in lines)
 
     def drop(self, key: str, reason: str, lost: bool) -> None:
         """Note that a source key was dropped."""
@@ -120,6 +130,7 @@ def convert_state_dict(
     source: str,
     target: str,
     window_size: int | Sequence[int] | None = None,
+    pretrained_window_size: int | Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
     """Rename and reorder the parameters of a Swin, V1 or V2.
 
@@ -132,6 +143,9 @@ def convert_state_dict(
             the bias tables are resized, in V2 only buffers depend on it. Give one per stage
             where the target's library shrinks the window of a stage whose map is smaller (timm
             and Microsoft's code; window 14 on images of 224 pixels becomes ``(14, 14, 14, 7)``).
+        pretrained_window_size: Swin V2: windows of pre-training, one for all stages or one for
+            each. They scale the offsets in the attention; None takes them from the source's
+            buffers, **or for those in use where it has none**.
 
     Returns:
         Parameters under the names of ``target``; values share memory where unchanged.
@@ -140,7 +154,7 @@ def convert_state_dict(
         ValueError: If a format is unknown or has no such version of Swin, parts of the Swin are
             lacking, a value has a shape that does not fit the others, or ``window_size`` is none.
     """
-    return convert_with_report(state_dict, source, target, window_size)[0]
+    return convert_with_report(state_dict, source, target, window_size, pretrained_window_size)[0]
 
 
 def convert_with_report(
@@ -148,11 +162,15 @@ def convert_with_report(
     source: str,
     target: str,
     window_size: int | Sequence[int] | None = None,
+    pretrained_window_size: int | Sequence[int] | None = None,
 ) -> tuple[dict[str, Tensor], ConversionReport]:
     """As :func:`convert_state_dict`, with an account of every key."""
     source = detect_format(list(state_dict)) if source == 'auto' else source
     source_format, target_format = find_format(source), find_format(target)
-    windows = _windows(window_size)
+    windows = None if window_size is None else check_window_size(window_size)
+    pretrained = pretrained_window_size
+    if pretrained is not None:
+        pretrained = check_window_size(pretrained, name='pretrained_window_size')
     report = ConversionReport(source=source, target=target)
     entries, old = _read(state_dict, source_format, report)
     report.version = old.version
@@ -161,7 +179,7 @@ def convert_with_report(
     for transform in old.transforms:
         if transform not in new.transforms:
             entries = transform.reading(entries)
-    entries = _fit_windows(entries, new, windows, report)
+    entries = _fit_windows(entries, new, windows, pretrained, report)
     for transform in new.transforms:
         if transform not in old.transforms:
             entries = transform.writing(entries)
@@ -198,19 +216,6 @@ def canonical_state_dict(
     return values
 
 
-def _windows(window_size: int | Sequence[int] | None) -> tuple[int, ...] | None:
-    if window_size is None:
-        return None
-    several = isinstance(window_size, Sequence)
-    windows = tuple(window_size) if several else (window_size,) * 4
-    # bool is an int to Python.
-    if len(windows) != 4 or any(type(size) is not int or size < 1 for size in windows):
-        raise ValueError(
-            f'window_size={window_size} must be a positive integer or 4 of them, one per stage'
-        )
-    return windows
-
-
 def _read(
     state_dict: Mapping[str, Tensor], source: Format, report: ConversionReport
 ) -> tuple[dict[str, Entry], Layout]:
@@ -225,7 +230,7 @@ def _read(
         elif layout.is_beside(key):
             report.drop(key, f'beside the backbone ({key.split(".")[0]})', lost=False)
         else:
-            report.drop(key, _UNKNOWN, lost=True)
+            report.drop(key, _POSITIONS if key.endswith(_POSITION_KEY) else _UNKNOWN, lost=True)
     if not entries:
         raise ValueError(
             f'this is another architecture: 0 of {len(state_dict)} keys fit the format '
@@ -240,6 +245,7 @@ def _fit_windows(
     entries: Mapping[str, Entry],
     layout: Layout,
     windows: tuple[int, ...] | None,
+    pretraining: tuple[int, ...] | None,
     report: ConversionReport,
 ) -> dict[str, Entry]:
     """Resize bias tables and make the buffers that the target's models keep in a state dict."""
@@ -248,8 +254,10 @@ def _fit_windows(
         if not name.endswith('.attn.w_msa.proj.weight'):
             continue
         stem = name.removesuffix('proj.weight')
-        old, pretrained = _block_window(entries, stem)
-        new = windows[int(stem.split('.')[1])] if windows else old
+        old, told = _block_window(entries, stem)
+        stage = int(stem.split('.')[1])
+        new = windows[stage] if windows else old
+        pretrained = pretraining[stage] if pretraining else told
         table = entries.get(stem + _TABLE)
         if table is not None and new != old:
             result[stem + _TABLE] = table.changed(
@@ -267,7 +275,9 @@ def _fit_windows(
             if known is None:
                 result[stem + end] = Entry(value, ())
                 report.added[target] = why
-            elif not (end == _COORDS and new == old) and not _same(known.value, value):
+            elif end == _COORDS and (new, pretrained) == (old, told) and _is_exact(known.value):
+                continue
+            elif (end == _COORDS and not _is_exact(known.value)) or not _same(known.value, value):
                 result[stem + end] = known.changed(value, why)
     return result
 
@@ -278,9 +288,16 @@ def _buffer(
     why = f'buffer of window {window_size}'
     if end == _INDEX:
         return index_buffer(window_size, layout.flat_index), why
-    if pretrained not in (None, window_size):
+    if pretrained is None:
+        why += ', which pre-training is taken to have had, too'
+    elif pretrained != window_size:
         why += f', pre-trained with {pretrained}'
     return log_spaced_offsets(window_size, pretrained or window_size), why
+
+
+def _is_exact(coords: Tensor) -> bool:
+    """Whether offsets have not been rounded, as those in files of half precision are."""
+    return coords.dtype == torch.float32
 
 
 def _same(first: Tensor, second: Tensor) -> bool:

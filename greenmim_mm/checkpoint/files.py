@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .architecture import infer_architecture
+from .convert import canonical_state_dict
 from .formats import FORMATS, find_format
+from .huggingface import make_config
 from .reading import CheckpointError, read_checkpoint, read_folder
 from .writing import (
     SAFETENSORS_SUFFIX,
@@ -26,6 +29,8 @@ from .writing import (
 
 # Where a file that is a bare dict of parameters keeps a note of where it is from.
 _NOTE = 'greenmim_mm'
+# Put before the names by wrappers of a model.
+_WRAPPERS = ('module.', '_orig_mod.')
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Checkpoint:
         meta: What the file says about itself: numbers and strings.
         left_out: What it holds besides, e.g. 'optimizer'.
         config: ``config.json`` of a folder of Hugging Face's, or None.
+        skipped: Entries among the parameters that are no tensors, or have no name.
     """
 
     path: Path
@@ -45,6 +51,7 @@ class Checkpoint:
     meta: dict[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     config: dict[str, Any] | None = None
+    skipped: tuple[str, ...] = ()
 
     @property
     def weights_file(self) -> Path:
@@ -52,7 +59,9 @@ class Checkpoint:
         return self.path / WEIGHTS_FILE if self.config is not None else self.path
 
 
-def load_checkpoint(path: str | Path, trust: bool = False, mmap: bool = False) -> Checkpoint:
+def load_checkpoint(
+    path: str | Path, trust: bool = False, mmap: bool = False, key: str | None = None
+) -> Checkpoint:
     """Read a checkpoint: ``.safetensors``, a file of ``torch.save``, or a folder.
 
     Args:
@@ -60,6 +69,7 @@ def load_checkpoint(path: str | Path, trust: bool = False, mmap: bool = False) -
             ``model.safetensors``.
         trust: See :func:`~greenmim_mm.checkpoint.read_checkpoint`: runs what the file names.
         mmap: Map tensors from the file instead of copying them into memory.
+        key: Under which the file keeps the parameters, e.g. 'ema_state_dict'; None finds it.
 
     Returns:
         Parameters and what the file says about itself.
@@ -73,8 +83,8 @@ def load_checkpoint(path: str | Path, trust: bool = False, mmap: bool = False) -
         content, config = read_folder(path)
     else:
         content, config = read_checkpoint(path, trust, mmap), None
-    state_dict = find_state_dict(content, path)
-    inner = parameters_key(content)
+    state_dict = find_state_dict(content, path, key)
+    inner = key or parameters_key(content)
     parameters = content if inner is None else content[inner]
     # Authors' trainers write their numbers beside the parameters, mmengine's under 'meta'.
     meta = {key: content[key] for key in ('epoch', 'iter', 'step') if key in content}
@@ -89,7 +99,12 @@ def load_checkpoint(path: str | Path, trust: bool = False, mmap: bool = False) -
         str(key) for key, value in content.items() if key != inner and not isinstance(value, Tensor)
     )
     plain = {k: v for k, v in meta.items() if isinstance(v, (str, int, float))}
-    return Checkpoint(path, state_dict, plain, left_out, config)
+    skipped = tuple(
+        str(name)
+        for name, value in parameters.items()
+        if inner is not None and not (isinstance(name, str) and isinstance(value, Tensor))
+    )
+    return Checkpoint(path, state_dict, plain, left_out, config, skipped)
 
 
 def check_target(path: str | Path, target: str, force: bool = False) -> None:
@@ -169,20 +184,35 @@ def save_checkpoint(
         OSError: If it cannot be written, e.g. because the disk is full.
     """
     check_target(path, target, force)
+    if target == 'huggingface' and config is None:
+        canonical = canonical_state_dict(state_dict, target)
+        config = make_config(infer_architecture(canonical), state_dict)
     place = atomic_folder if target == 'huggingface' else atomic_path
     with place(path, force) as temporary:
         write_format(state_dict, temporary, target, {**(meta or {}), 'format': target}, config)
 
 
-def find_state_dict(checkpoint: Mapping[str, Any], path: str | Path = 'checkpoint') -> dict:
+def find_state_dict(
+    checkpoint: Mapping[str, Any], path: str | Path = 'checkpoint', key: str | None = None
+) -> dict:
     """The parameters inside a checkpoint: under ``state_dict``, ``model``, or the dict itself.
 
-    A ``module.`` prefix of distributed training is removed.
+    Prefixes ``module.`` of distributed training and averaging and ``_orig_mod.`` of
+    ``torch.compile`` are removed.
+
+    Args:
+        checkpoint: What a file holds.
+        path: For messages.
+        key: Where they are; None looks in these places.
 
     Raises:
         CheckpointError: If there are none.
     """
-    key = parameters_key(checkpoint)
+    if key is not None and key not in checkpoint:
+        raise CheckpointError(
+            f'{path} has no {key!r}; it has the keys {list(map(str, checkpoint))[:8]}'
+        )
+    key = key or parameters_key(checkpoint)
     inner = checkpoint if key is None else checkpoint[key]
     tensors = {}
     if isinstance(inner, Mapping):
@@ -191,6 +221,11 @@ def find_state_dict(checkpoint: Mapping[str, Any], path: str | Path = 'checkpoin
             for key, value in inner.items()
             if isinstance(key, str) and isinstance(value, Tensor)
         }
+    others = [name for name, value in checkpoint.items() if _holds_tensors(value)]
+    if not tensors and others:
+        raise CheckpointError(
+            f'{path} keeps parameters under {others[:5]}; say which ones with --key {others[0]}'
+        )
     if not tensors:
         raise CheckpointError(
             f'{path} holds no parameters: found the keys {list(checkpoint)[:5]}, but neither '
@@ -204,9 +239,17 @@ def find_state_dict(checkpoint: Mapping[str, Any], path: str | Path = 'checkpoin
             raise CheckpointError(
                 f'{path}: {name} claims {value.numel()} values, the file has fewer for it'
             )
-    if all(key.startswith('module.') for key in tensors):
-        tensors = {key.removeprefix('module.'): value for key, value in tensors.items()}
+    # mmengine counts the steps of its averages among their parameters.
+    named = {name: value for name, value in tensors.items() if name != 'steps'}
+    while named and (
+        prefix := next((p for p in _WRAPPERS if all(n.startswith(p) for n in named)), None)
+    ):
+        tensors = named = {name.removeprefix(prefix): value for name, value in named.items()}
     return tensors
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values())
 
 
 def parameters_key(checkpoint: Mapping[str, Any]) -> str | None:

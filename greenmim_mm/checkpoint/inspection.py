@@ -10,6 +10,8 @@ from .file_conversion import licence_of, read_network, sha256
 from .files import load_checkpoint
 from .formats import FORMATS, detect_format
 from .reading import CheckpointError
+from .text import printable
+from .windows import scaling_windows
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Inspection:
             'parameters': f'{self.num_parameters:,} in the backbone, {self.num_others:,} beside it '
             f'({self.num_keys} tensors)',
         }
+        if arch.version == 2:
+            scaling = scaling_windows(arch)
+            lines['pre-trained with'] = (
+                'windows not told' if scaling is None else f'windows {_joined(scaling)}'
+            )
         for name in ('epoch', 'iter', 'step'):
             if name in self.meta:
                 lines[name] = self.meta[name]
@@ -75,10 +82,10 @@ class Inspection:
         shown = {'epoch', 'iter', 'step', 'licence'}
         for key, value in self.meta.items():
             if key not in shown:
-                lines[f'meta {key}'] = _short(value)
+                lines[f'meta {printable(key)}'] = value
         lines['also holds'] = ', '.join(self.others) or 'nothing'
         width = max(map(len, lines))
-        return '\n'.join(f'{name:{width}}  {value}' for name, value in lines.items())
+        return '\n'.join(f'{name:{width}}  {printable(value)}' for name, value in lines.items())
 
 
 def inspect_checkpoint(path: str | Path, source: str = 'auto', trust: bool = False) -> Inspection:
@@ -150,11 +157,6 @@ def _part(key: str) -> str:
 
 def _is_buffer(key: str) -> bool:
     return key.endswith(('relative_coords_table', 'relative_position_index', 'attn_mask'))
-
-
-def _short(value: Any) -> str:
-    text = ' '.join(str(value).split())
-    return text if len(text) <= 200 else text[:200] + ' ...'
 
 
 def _joined(values: tuple[int, ...]) -> str:

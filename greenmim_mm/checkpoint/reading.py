@@ -65,6 +65,9 @@ _CALLS = {
     'torch._utils._rebuild_tensor': _Call(torch._utils._rebuild_tensor),
     'torch._utils._rebuild_tensor_v2': _Call(torch._utils._rebuild_tensor_v2),
 }
+# How torch saves tensors of its newest types. Its storages without a type would have to be handed
+# out as the class itself, which allocates whatever a file asks for.
+_OTHER_TENSORS = {'torch._utils._rebuild_tensor_v3', 'torch.storage.UntypedStorage'}
 # What mmengine and the authors' trainers write besides: log buffers with their statistics,
 # numpy values, schedules, arguments and configs. None of them is imported or called.
 _STAND_INS = {
@@ -183,6 +186,11 @@ def read_checkpoint(path: str | Path, trust: bool = False, mmap: bool = False) -
                 f'{path} is truncated or is no checkpoint ({path.stat().st_size} bytes): {reason}'
             ) from error
         content = None
+    if refused and all(name in _OTHER_TENSORS for name in refused):
+        raise CheckpointError(
+            f'{path} holds tensors that are kept in a way that is not read, as torch keeps 8-bit '
+            f'floats ({_listed(refused)}); save them as float32 where the file is from'
+        )
     if refused:
         raise CheckpointError(
             f'{path} holds what is no part of a checkpoint and could run code; it was not read. '

@@ -1,5 +1,6 @@
 """Writing checkpoint files, whole or not at all."""
 
+import errno
 import json
 import os
 import shutil
@@ -70,6 +71,8 @@ def write_folder(
     write_safetensors(state_dict, path / WEIGHTS_FILE, meta)
     with _os_errors(path):
         (path / CONFIG_FILE).write_text(json.dumps(dict(config), indent=2) + '\n', 'utf-8')
+    # safetensors makes files that their owner alone may read.
+    os.chmod(path / WEIGHTS_FILE, 0o666 & ~_umask())
 
 
 def _separate(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -122,7 +125,8 @@ def check_destination(path: str | Path, force: bool = False) -> None:
     path = Path(path)
     if path.is_dir():
         raise FileExistsError(f'{path} is a folder; give the name of a file')
-    if path.exists() and not force:
+    # A link that leads nowhere is there, too.
+    if os.path.lexists(path) and not force:
         raise FileExistsError(f'{path} exists; choose another path or overwrite it with --force')
     _check_parent(path)
 
@@ -144,7 +148,7 @@ def check_folder_destination(path: str | Path, force: bool = False) -> None:
             )
         if inside and not force:
             raise FileExistsError(f'{path} is not empty; replace what it holds with --force')
-    elif path.exists():
+    elif os.path.lexists(path):
         raise FileExistsError(f'{path} is a file; this format takes the name of a folder')
     _check_parent(path)
 
@@ -152,6 +156,14 @@ def check_folder_destination(path: str | Path, force: bool = False) -> None:
 def _check_parent(path: Path) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f'folder {path.parent} does not exist; create it first')
+
+
+def check_apart(src: str | Path, dst: str | Path) -> None:
+    """Raise ``FileExistsError`` if one path lies inside the other: writing could destroy it."""
+    first, second = Path(src).resolve(), Path(dst).resolve()
+    if first != second and (first.is_relative_to(second) or second.is_relative_to(first)):
+        inner, outer = (src, dst) if first.is_relative_to(second) else (dst, src)
+        raise FileExistsError(f'{inner} lies inside {outer}; choose a place apart from it')
 
 
 @contextmanager
@@ -172,10 +184,28 @@ def atomic_path(path: str | Path, force: bool = False) -> Iterator[Path]:
     try:
         yield Path(name)
         os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        if force or not _linked(Path(name), path):
+            os.replace(name, path)
     finally:
         with suppress(FileNotFoundError):
             os.unlink(name)
+
+
+def _linked(name: Path, path: Path) -> bool:
+    """Give a file one more name unless another file has got it meanwhile.
+
+    Renaming would replace that. False where the file system has no links.
+    """
+    try:
+        os.link(name, path)
+    except FileExistsError:
+        raise FileExistsError(
+            f'{path} exists; choose another path or overwrite it with --force'
+        ) from None
+    except OSError:
+        check_destination(path)
+        return False
+    return True
 
 
 @contextmanager
@@ -194,13 +224,19 @@ def atomic_folder(path: str | Path, force: bool = False) -> Iterator[Path]:
         new = name / 'new'
         new.mkdir()
         yield new
-        if path.exists():
+        if force and path.exists():
+            # What was written to it meanwhile may be anybody's.
+            check_folder_destination(path, force)
             os.replace(path, old)
         try:
             os.replace(new, path)
-        except OSError:
+        except OSError as error:
             if old.exists():
                 os.replace(old, path)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise FileExistsError(
+                    f'{path} exists; choose another path or overwrite it with --force'
+                ) from None
             raise
     finally:
         shutil.rmtree(name, ignore_errors=True)

@@ -1,8 +1,8 @@
 """How large activations grow over the depth of a GreenSwin, V1 beside V2.
 
 In Swin V1 every block adds what its branches give, unnormalised, to the residual stream; Swin V2
-normalises each branch before it is added (Liu et al., Swin Transformer V2, CVPR 2022, section
-3.2). What that means is measured here: the residual stream behind every block, in networks that
+normalises each branch before it is added (Liu et al., Swin Transformer V2, CVPR 2022).
+What that means is measured here: the residual stream behind every block, in networks that
 differ in nothing else, before and after some steps of GreenMIM.
 """
 

@@ -217,7 +217,8 @@ def test_not_finite(tmp_path, destination, key, value):
     weights[key][1] = value
     src = write(tmp_path / 'x.pth', weights)
     count = '1 NaN and 0 infinite' if value != value else '0 NaN and 1 infinite'
-    refuse(src, destination, f'{key} has {count} of {weights[key].numel()} values')
+    message = f'{key} has {count} of {weights[key].numel()} values'
+    refuse(src, destination, message, 'greenmim_mm')
 
 
 def test_destination_exists(tmp_path):

@@ -53,6 +53,7 @@ def test_note_and_left_out(tmp_path):
             format='mmpretrain',
             greenmim_mm_version=__version__,
             licence=LICENCE,
+            window_sizes='2,2,2,2',
         )
     )
     expected = {k: v for k, v in weights.items() if k.startswith('backbone.')}
@@ -273,9 +274,11 @@ def test_buffers_of_an_unknown_window(tmp_path):
     for target in ('torchvision', 'mmpretrain'):
         with pytest.raises(LossError, match='does not tell its window size.*--window-size'):
             convert_file(src, tmp_path / 'x.pth', target)
-    convert_file(src, tmp_path / 'x.pth', 'torchvision', window_size=2, verify=True)
-    with pytest.raises(CheckpointError, match=r'config\.json needs it.*--window-size'):
-        convert_file(src, tmp_path / 'hf', 'huggingface')
+    windows = dict(window_size=2, pretrained_window_size=2)
+    convert_file(src, tmp_path / 'x.pth', 'torchvision', verify=True, **windows)
+    for strict, message in ((True, 'does not tell'), (False, r'config\.json needs it')):
+        with pytest.raises(CheckpointError, match=f'{message}.*--window-size'):
+            convert_file(src, tmp_path / 'hf', 'huggingface', strict=strict)
 
 
 def test_pretraining_windows_of_transformers_v2(tmp_path):

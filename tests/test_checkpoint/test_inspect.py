@@ -45,7 +45,7 @@ def test_every_format(tmp_path, target, version):
     found = inspect_checkpoint(dst, target)
     assert found.architecture.version == version
     assert found.architecture.embed_dims == 8
-    window = None if target == 'timm' and version == 2 else (2, 2, 2, 2)
+    window = (2, 2, 2, 2)
     assert found.architecture.window_sizes == window
     assert found.num_parameters == sum(v.numel() for v in green_swin(version).parameters())
     assert found.meta['source_file'] == 'epoch_3.pth'

@@ -3,6 +3,8 @@
 import datetime
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -266,6 +268,78 @@ def test_missing_library(capsys, tmp_path, monkeypatch, src):
     monkeypatch.setattr(file_conversion, 'verify_network', missing)
     message = refusal(capsys, src, tmp_path / 'x.pth', '--to', 'timm', '--verify')
     assert 'needs the package timm' in message
+
+
+@pytest.mark.parametrize('force', [[], ['--force']])
+def test_report_destroys_nothing(capsys, tmp_path, src, force):
+    before, hf = src.read_bytes(), tmp_path / 'hf'
+    for dst, account, to in (
+        (tmp_path / 'x.pth', src, 'mmdet'),
+        (tmp_path / 'x.pth', tmp_path / 'x.pth', 'mmdet'),
+        (tmp_path / 'x.pth', tmp_path / '.' / 'none' / '..' / 'x.pth', 'mmdet'),
+        (hf, hf / 'config.json', 'huggingface'),
+    ):
+        refusal(capsys, src, dst, '--to', to, '--report', account, *force)
+        assert src.read_bytes() == before and not dst.exists()
+
+
+def test_window_options(capsys, tmp_path, src):
+    for option in ('--window-size', '--pretrained-window-size'):
+        with pytest.raises(SystemExit) as exit_info:
+            tool.main([str(src), str(tmp_path / 'x.pth'), '--to', 'timm', option, 'abc'])
+        assert exit_info.value.code == 2
+        assert "'abc' is no window size" in capsys.readouterr().err
+    message = refusal(capsys, src, tmp_path / 'x.pth', '--to', 'timm', '--window-size', '4000')
+    assert 'at most 64' in message
+
+
+@pytest.mark.parametrize('number, code', [('SIGTERM', 143), ('SIGHUP', 129), ('SIGINT', 130)])
+def test_signals_leave_nothing_behind(capsys, tmp_path, monkeypatch, src, number, code):
+    def interrupted(*args):
+        os.kill(os.getpid(), getattr(signal, number))
+
+    monkeypatch.setattr(file_conversion, 'verify_network', interrupted)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit_info:
+        tool.main([str(src), str(tmp_path / 'x.pth'), '--to', 'timm', '--verify'])
+    assert exit_info.value.code == code
+    assert list(tmp_path.iterdir()) == [src]
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert capsys.readouterr().err.count('\n') <= 1
+
+
+@pytest.mark.parametrize('error', [MemoryError(), RuntimeError("can't allocate memory: 8 bytes")])
+def test_too_little_memory(capsys, tmp_path, monkeypatch, src, error):
+    def fails(*args):
+        raise error
+
+    monkeypatch.setattr(file_conversion, 'verify_network', fails)
+    message = refusal(capsys, src, tmp_path / 'x.pth', '--to', 'timm', '--verify')
+    assert 'out of memory' in message
+
+
+def test_nobody_reads_the_report(tmp_path, monkeypatch, src):
+    dst = tmp_path / 'x.pth'
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, 'w') as stdout:
+        monkeypatch.setattr(sys, 'stdout', stdout)
+        tool.main([str(src), str(dst), '--to', 'timm', '--report', str(tmp_path / 'r.json')])
+    assert dst.exists() and (tmp_path / 'r.json').exists()
+
+
+def test_escapes_do_not_reach_the_terminal(capsys, tmp_path, weights):
+    src = tmp_path / 'src.pth'
+    torch.save({'state_dict': {**weights, 'backbone.\x1b[2Jevil': torch.ones(1)}}, src)
+    assert '\x1b' not in refusal(capsys, src, tmp_path / 'x.pth', '--to', 'timm')
+
+
+def test_key(capsys, tmp_path, weights):
+    src, dst = tmp_path / 'src.pth', tmp_path / 'x.pth'
+    torch.save({'model_ema': weights}, src)
+    assert '--key model_ema' in refusal(capsys, src, dst, '--to', 'timm')
+    tool.main([str(src), str(dst), '--to', 'timm', '--key', 'model_ema'])
+    assert dst.exists()
 
 
 def test_as_a_program(tmp_path, src):
