@@ -293,6 +293,21 @@ def test_window_options(capsys, tmp_path, src):
     assert 'at most 64' in message
 
 
+@pytest.fixture
+def usual_signals():
+    """Whoever started the tests may have them ignored, as nohup and ``&`` do."""
+    usual = {
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+        signal.SIGINT: signal.default_int_handler,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures('usual_signals')
 @pytest.mark.parametrize('number, code', [('SIGTERM', 143), ('SIGHUP', 129), ('SIGINT', 130)])
 def test_signals_leave_nothing_behind(capsys, tmp_path, monkeypatch, src, number, code):
     def interrupted(*args):
@@ -306,6 +321,20 @@ def test_signals_leave_nothing_behind(capsys, tmp_path, monkeypatch, src, number
     assert list(tmp_path.iterdir()) == [src]
     assert signal.getsignal(signal.SIGTERM) is before
     assert capsys.readouterr().err.count('\n') <= 1
+
+
+@pytest.mark.usefixtures('usual_signals')
+def test_nohup_is_respected(tmp_path, monkeypatch, src):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    finite = file_conversion.check_finite
+
+    def hung_up(*args):
+        os.kill(os.getpid(), signal.SIGHUP)
+        finite(*args)
+
+    monkeypatch.setattr(file_conversion, 'check_finite', hung_up)
+    tool.main([str(src), str(tmp_path / 'x.pth'), '--to', 'timm'])
+    assert (tmp_path / 'x.pth').is_file()
 
 
 @pytest.mark.parametrize('error', [MemoryError(), RuntimeError("can't allocate memory: 8 bytes")])
