@@ -73,7 +73,8 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         found = [path]
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            # Sub-folders, too, as training takes them.
+            found = sorted(p for p in path.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
             if not found:
                 raise FileNotFoundError(
                     f'folder {path} has no images ({", ".join(IMAGE_SUFFIXES)})'
