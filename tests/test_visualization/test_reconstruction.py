@@ -269,3 +269,12 @@ def test_save_reconstructions(tmp_path):
 def test_titles_tell_what_was_given():
     assert panel_titles(0.75, False) == ('original', 'masked 75%', 'painted back')
     assert 'mean and std of hidden units from the original' in panel_titles(0.6, True)[2]
+
+
+def test_images_in_subfolders_are_found(tmp_path):
+    """As training finds them."""
+    (tmp_path / 'a' / 'b').mkdir(parents=True)
+    paths = [tmp_path / 'a' / 'b' / 'x.jpg', tmp_path / 'a' / 'y.png']
+    for path in (*paths, tmp_path / 'a' / 'notes.txt'):
+        path.touch()
+    assert find_images([tmp_path]) == paths
