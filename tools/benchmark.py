@@ -29,11 +29,11 @@ from typing import NoReturn
 
 import torch
 
+from greenmim_mm.archs import SWIN_ARCHS
 from greenmim_mm.benchmark import dense, grouping, pretrain, report
 from greenmim_mm.benchmark.candidates import CANDIDATES, select
 from greenmim_mm.benchmark.measure import Settings, available_memory, memory_limit
 from greenmim_mm.checkpoint.files import check_destination
-from greenmim_mm.models.green_swin import ARCHS
 from greenmim_mm.ops import check_mask_ratio, unit_grid
 
 COMMANDS = ('pretrain', 'grouping', 'dense')
@@ -173,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     command = commands.add_parser('dense', parents=[common, models], help='in a detector')
-    command.add_argument('--arch', choices=list(ARCHS), default='tiny', help='default: tiny')
+    command.add_argument('--arch', choices=list(SWIN_ARCHS), default='tiny', help='default: tiny')
     command.add_argument(
         '--size', type=_size, default='800x1216', metavar='HxW', help='default: 800x1216'
     )

@@ -35,7 +35,10 @@ def train(rank: int, port: int, folder: str) -> None:
         losses = wrapped.train_step(dict(inputs=images, data_samples=None), optimizer)
         assert losses['loss'].isfinite()
     parameters = torch.cat([p.detach().flatten() for p in model.parameters()])
-    torch.save(dict(masks=np.stack(masks).tolist(), parameters=parameters), f'{folder}/{rank}.pth')
+    torch.save(
+        dict(masks=np.stack([mask.hidden for mask in masks]).tolist(), parameters=parameters),
+        f'{folder}/{rank}.pth',
+    )
     dist.destroy_process_group()
 
 

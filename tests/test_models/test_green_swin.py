@@ -6,9 +6,9 @@ import timm
 import torch
 from plain_swin import plain_swin
 
+from greenmim_mm.archs import SWIN_ARCHS
 from greenmim_mm.models import GreenSwin
-from greenmim_mm.models.green_swin import ARCHS
-from greenmim_mm.ops import random_mask
+from greenmim_mm.ops import BACKENDS, random_mask
 
 MINI = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
 
@@ -92,7 +92,7 @@ def test_gradients_of_the_masked_network():
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8, msg=name)
 
 
-@pytest.mark.parametrize('backend', ['sdpa', 'reference'])
+@pytest.mark.parametrize('backend', BACKENDS)
 def test_backends_agree(backend):
     model = make(window_size=4)
     x = images(64, 96)
@@ -183,7 +183,7 @@ def test_dense_equals_timm(size, window_size):
 def test_archs_are_those_of_mmpretrain():
     from mmpretrain.models import SwinTransformer
 
-    for name, settings in ARCHS.items():
+    for name, settings in SWIN_ARCHS.items():
         stock = SwinTransformer.arch_zoo[name]
         assert {key: list(np.atleast_1d(value)) for key, value in settings.items()} == {
             key: list(np.atleast_1d(value)) for key, value in stock.items()

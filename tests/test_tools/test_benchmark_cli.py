@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from greenmim_mm.archs import SWIN_ARCHS
 from greenmim_mm.benchmark import candidates
 from greenmim_mm.benchmark.candidates import Candidate, GreenMIMStep, mae, simmim
-from greenmim_mm.models.green_swin import ARCHS
 
 REPO = Path(__file__).resolve().parents[2]
 MINI = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
@@ -55,7 +55,7 @@ def mini_table(monkeypatch):
     ]
     monkeypatch.setattr(candidates, 'CANDIDATES', table)
     monkeypatch.setattr(tool, 'CANDIDATES', table)
-    monkeypatch.setitem(ARCHS, 'mini', MINI)
+    monkeypatch.setitem(SWIN_ARCHS, 'mini', MINI)
     return table
 
 

@@ -22,7 +22,7 @@ from greenmim_mm.models import GreenMIM, GreenSwin
 
 ROOT = Path(__file__).resolve().parents[2]
 LARGE = 'configs/greenmim/greenmim_swin-large-w14_8xb256-amp-coslr-200e_in1k'
-POLICY = 'greenmim_mm.models.sharding.wrap_swin_blocks'
+POLICY = 'greenmim_mm.engine.strategies.wrap_swin_blocks'
 ARCH = dict(embed_dims=16, depths=(1, 2, 2, 1), num_heads=(1, 2, 4, 8))
 MODEL = dict(
     neck=dict(

@@ -8,8 +8,7 @@ from mmengine.device import get_device
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from .layers import SwinBlock
-from .layers_v2 import SwinBlockV2
+from ...models.layers import SwinBlock
 
 _OPTIMIZER_KEYS = ('state', 'param_groups')
 
@@ -74,4 +73,4 @@ def wrap_swin_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) ->
     Returns:
         Whether to look at the children, or to make a unit of ``module``.
     """
-    return recurse or isinstance(module, (SwinBlock, SwinBlockV2))
+    return recurse or isinstance(module, SwinBlock)
