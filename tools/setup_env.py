@@ -154,7 +154,9 @@ def cache_folder(requirement: str, probe: Probe, device: str, env: Mapping[str, 
 def max_jobs(cores: int, memory: int, env: Mapping[str, str]) -> int:
     """Return how many compilers may run at a time; a ``MAX_JOBS`` in ``env`` wins."""
     wanted = env.get('MAX_JOBS', '')
-    return int(wanted) if wanted.strip('0').isdigit() else max(1, min(cores, memory // BYTES_PER_JOB))
+    return (
+        int(wanted) if wanted.strip('0').isdigit() else max(1, min(cores, memory // BYTES_PER_JOB))
+    )
 
 
 def find_compiler(env: Mapping[str, str]) -> str:

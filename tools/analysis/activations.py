@@ -1,26 +1,28 @@
-"""How large activations grow over the depth of a GreenSwin, V1 beside V2.
+"""Draws how large activations grow over the depth of a GreenSwin, V1 beside V2.
 
 In Swin V1 every block adds what its branches give, unnormalised, to the residual stream; Swin V2
 normalises each branch before it is added (Liu et al., Swin Transformer V2, CVPR 2022).
 What that means is measured here: the residual stream behind every block, in networks that
 differ in nothing else, before and after some steps of GreenMIM.
+
+Example:
+    python tools/make_demo_data.py work_dirs/activations/data --image-size 160
+    python tools/analysis/activations.py work_dirs/activations/data/unlabelled --out activations.png
 """
 
+from __future__ import annotations
+
+import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from mmengine.logging import MMLogger
-from mmengine.utils import track_iter_progress
-from torch import Tensor, nn
+from greenmim_mm.cli.errors import Parser, errors_in_one_line
 
-from ..checkpoint import atomic_path, check_destination
-from ..ops import mask_generator, random_mask, unit_grid
-from ..registry import MODELS
-from .reconstruction import IMAGE_SUFFIXES, read_image
+if TYPE_CHECKING:  # the rest is imported where it is used: `--help` is quick without
+    from torch import Tensor, nn
 
 # ImageNet's, as in the recipes; RGB.
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -29,7 +31,7 @@ _COLOURS = {'V1': 'tab:orange', 'V2': 'tab:green'}
 
 
 @dataclass(frozen=True)
-class ActivationSettings:
+class Settings:
     """What is trained, and how.
 
     Attributes:
@@ -93,7 +95,7 @@ class Activations:
 
 
 @dataclass(frozen=True)
-class ActivationReport:
+class Report:
     """What :func:`compare_activations` has measured.
 
     Attributes:
@@ -103,13 +105,12 @@ class ActivationReport:
         losses: Loss of every step.
     """
 
-    settings: ActivationSettings
+    settings: Settings
     before: Mapping[str, Activations]
     after: Mapping[str, Activations]
     losses: Mapping[str, tuple[float, ...]]
 
 
-@torch.no_grad()
 def measure_activations(backbone: nn.Module, images: Tensor) -> Activations:
     """Residual stream behind every block in the dense use.
 
@@ -117,6 +118,8 @@ def measure_activations(backbone: nn.Module, images: Tensor) -> Activations:
         backbone: GreenSwin or GreenSwinV2; its mode and gradients are left alone.
         images: ``(B, 3, H, W)``, normalised.
     """
+    import torch
+
     largest, rms = [], []
 
     def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
@@ -127,7 +130,8 @@ def measure_activations(backbone: nn.Module, images: Tensor) -> Activations:
     hooks = [block.register_forward_hook(note) for block in backbone.blocks()]
     training = backbone.training
     try:
-        backbone.eval()(images)
+        with torch.no_grad():
+            backbone.eval()(images)
     finally:
         backbone.train(training)
         for hook in hooks:
@@ -137,7 +141,7 @@ def measure_activations(backbone: nn.Module, images: Tensor) -> Activations:
 
 
 def load_images(folder: str | Path, size: int, least: int) -> Tensor:
-    """All images of a folder, not of its subfolders, by name.
+    """All images of a folder and of its sub-folders, by name.
 
     Args:
         folder: The folder.
@@ -151,12 +155,17 @@ def load_images(folder: str | Path, size: int, least: int) -> Tensor:
         FileNotFoundError: If the folder does not exist.
         ValueError: If it has fewer than ``least`` images, or one cannot be read.
     """
+    import numpy as np
+    import torch
+
+    from greenmim_mm.visualization import find_images, read_image
+
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
             f'folder {folder} does not exist; make images with tools/make_demo_data.py'
         )
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = find_images([folder])
     if len(paths) < least:
         raise ValueError(
             f'folder {folder} has {len(paths)} images; {least} are needed: give more, or lower '
@@ -168,11 +177,7 @@ def load_images(folder: str | Path, size: int, least: int) -> Tensor:
     return (images - mean) / std
 
 
-def compare_activations(
-    folder: str | Path,
-    settings: ActivationSettings | None = None,
-    log: Callable[[str], None] = lambda line: None,
-) -> ActivationReport:
+def compare_activations(folder: str | Path, settings: Settings) -> Report:
     """Measure V1 and V2, pre-train both with GreenMIM, and measure again.
 
     Both see the same images in the same order, with the same masks, under the same AdamW. The
@@ -180,32 +185,35 @@ def compare_activations(
 
     Args:
         folder: Images; those of the demo's ``data/unlabelled`` will do.
-        settings: What is trained and how; the defaults if None.
-        log: Takes lines of progress.
+        settings: What is trained and how.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
         ValueError: If it has too few images, or settings do not make a network.
     """
-    settings = settings or ActivationSettings()
     models = {name: _build(kind, settings) for name, kind in _VERSIONS.items()}
     images = load_images(folder, settings.image_size, settings.num_probe + settings.batch_size)
     probe, rest = images[: settings.num_probe], images[settings.num_probe :]
     before, after, losses = {}, {}, {}
     for name, model in models.items():
-        log(f'{name}: {settings.steps} steps')
+        print(f'{name}: {settings.steps} steps')
         before[name] = measure_activations(model.backbone, probe)
         losses[name] = _train(model, rest, settings)
         after[name] = measure_activations(model.backbone, probe)
-        log(
+        print(
             f'{name}: largest activation {max(before[name].largest):.1f}, then '
             f'{max(after[name].largest):.1f}; loss {losses[name][0]:.3f}, then '
             f'{losses[name][-1]:.3f}'
         )
-    return ActivationReport(settings, before, after, losses)
+    return Report(settings, before, after, losses)
 
 
-def _build(kind: str, settings: ActivationSettings) -> nn.Module:
+def _build(kind: str, settings: Settings) -> nn.Module:
+    import torch
+    from mmengine.logging import MMLogger
+
+    from greenmim_mm.registry import MODELS
+
     arch = dict(
         embed_dims=settings.embed_dims, depths=settings.depths, num_heads=settings.num_heads
     )
@@ -237,10 +245,6 @@ def _build(kind: str, settings: ActivationSettings) -> nn.Module:
             mask_ratio=settings.mask_ratio,
         )
     )
-    # A window that does not suit its map shows before images are read.
-    unit_count = (settings.image_size // 32,) * 2
-    for stage in range(4):
-        model.backbone._check_map(stage, tuple(side << (3 - stage) for side in unit_count))
     # How each parameter starts is no news here.
     logger = MMLogger.get_current_instance()
     level = logger.level
@@ -250,8 +254,13 @@ def _build(kind: str, settings: ActivationSettings) -> nn.Module:
     return model
 
 
-def _train(model: nn.Module, images: Tensor, settings: ActivationSettings) -> tuple[float, ...]:
+def _train(model: nn.Module, images: Tensor, settings: Settings) -> tuple[float, ...]:
     """AdamW as the recipes have it: no decay of what is no matrix of a linear map."""
+    import torch
+    from mmengine.utils import track_iter_progress
+
+    from greenmim_mm.ops import mask_generator, random_mask, unit_grid
+
     groups = {True: [], False: []}
     for name, parameter in model.named_parameters():
         table = 'relative_position_bias_table' in name or 'cpb_mlp' in name
@@ -283,17 +292,19 @@ def _train(model: nn.Module, images: Tensor, settings: ActivationSettings) -> tu
     return tuple(losses)
 
 
-def save_report(report: ActivationReport, path: str | Path, force: bool = False) -> None:
+def save_report(report: Report, path: str | Path, force: bool = False) -> None:
     """Write all numbers as JSON.
 
     Raises:
         FileExistsError: If the file exists and ``force`` is not set.
     """
+    from greenmim_mm.checkpoint import atomic_path
+
     with atomic_path(path, force) as temporary:
         temporary.write_text(json.dumps(asdict(report), indent=2) + '\n', encoding='utf-8')
 
 
-def draw_report(report: ActivationReport, path: str | Path, force: bool = False) -> None:
+def draw_report(report: Report, path: str | Path, force: bool = False) -> None:
     """Draw activations over depth as PNG: the largest above, the rms below.
 
     Args:
@@ -304,9 +315,11 @@ def draw_report(report: ActivationReport, path: str | Path, force: bool = False)
     Raises:
         FileExistsError: If the file exists and ``force`` is not set.
     """
-    # An extra of the demo: nothing else here needs it.
+    import numpy as np
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
+
+    from greenmim_mm.checkpoint import atomic_path
 
     figure = Figure(figsize=(9, 6), layout='constrained')
     grid = figure.subplots(2, 2, sharex=True, sharey='row')
@@ -345,7 +358,40 @@ def draw_report(report: ActivationReport, path: str | Path, force: bool = False)
         figure.savefig(temporary, dpi=120, format='png')
 
 
-def check_outputs(paths: Sequence[str | Path], force: bool) -> None:
-    """Raise ``OSError`` if a file cannot be written; before hours of work, not after."""
-    for path in paths:
-        check_destination(path, force)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the tool; bad input ends it with exit code 2 and one line on stderr."""
+    parser = Parser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument('images', metavar='FOLDER', help='images to pre-train and to measure on')
+    parser.add_argument('--out', metavar='OUT.png', required=True, help='file to write; .json too')
+    for name in ('steps', 'batch_size', 'num_probe', 'image_size', 'window_size', 'embed_dims'):
+        option = f'--{name.replace("_", "-")}'
+        parser.add_argument(option, type=int, metavar='N', default=getattr(Settings, name))
+    for name in ('depths', 'num_heads'):
+        option, default = f'--{name.replace("_", "-")}', getattr(Settings, name)
+        parser.add_argument(option, type=int, nargs=4, metavar='N', default=default)
+    parser.add_argument('--lr', type=float, default=Settings.lr, help='learning rate of AdamW')
+    parser.add_argument('--seed', type=int, default=Settings.seed)
+    parser.add_argument('--force', action='store_true', help='replace files that exist')
+    options = vars(parser.parse_args(argv))
+    picture, force, folder = (options.pop(name) for name in ('out', 'force', 'images'))
+    numbers = Path(picture).with_suffix('.json')
+    with errors_in_one_line(parser, OSError, ValueError, ImportError):
+        from greenmim_mm.checkpoint import check_destination
+        from greenmim_mm.visualization import check_picture_path
+
+        # Before hours of work, not after.
+        settings = Settings(
+            **options | {name: tuple(options[name]) for name in ('depths', 'num_heads')}
+        )
+        check_picture_path(picture, force)
+        check_destination(numbers, force)
+        report = compare_activations(folder, settings)
+        draw_report(report, picture, force)
+        save_report(report, numbers, force)
+    print(f'wrote {picture} and {numbers}')
+
+
+if __name__ == '__main__':
+    main()
