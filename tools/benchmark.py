@@ -25,6 +25,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from functools import partial
 
 from greenmim_mm.cli.errors import Parser, errors_in_one_line
 
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Libraries print to stdout while they build models.
         limit = None if on_cuda else measure.available_memory()
         with redirect_stdout(sys.stderr), measure.memory_limit(limit):
-            run(results, _log)
+            run(results=results, log=_log)
     except KeyboardInterrupt:
         interrupted = True
         for result in results:
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan(args: argparse.Namespace) -> Callable:
-    """Check the options of a command, and make the function ``(results, log)`` that measures."""
+    """Check the options of a command, and make what measures, given ``results`` and ``log``."""
     import torch
 
     from greenmim_mm.benchmark import candidates, dense, grouping, measure, pretrain
@@ -92,28 +93,19 @@ def _plan(args: argparse.Namespace) -> Callable:
         check_mask_ratio(args.mask_ratio)
         for side in args.pixels:
             unit_grid(side, side)
-        return lambda results, log: grouping.run(
-            results,
-            log,
-            args.pixels,
-            args.window,
-            args.mask_ratio,
-            args.repeats,
-            args.table_limit,
-        )
+        names = ('pixels', 'window', 'mask_ratio', 'repeats', 'table_limit')
+        return partial(grouping.run, **{name: getattr(args, name) for name in names})
     # Several steps in a row let CUDA's queue hide the planning of the next one, as in training.
     steps = args.steps or (10 if args.device.type == 'cuda' else 1)
     settings = measure.Settings(args.device, args.repeats, args.warmup, steps, args.amp)
     if args.command == 'dense':
-        return lambda results, log: dense.run(
-            results, log, settings, args.arch, args.size, args.window, args.batch
-        )
+        names = ('arch', 'size', 'window', 'batch')
+        return partial(dense.run, settings=settings, **{n: getattr(args, n) for n in names})
     if args.find_batch and args.device.type != 'cuda':
         raise ValueError('--find-batch needs --device cuda')
     selected = candidates.select(args.models)
-    return lambda results, log: pretrain.run(
-        selected, results, log, settings, args.batch, args.find_batch
-    )
+    options = dict(settings=settings, batch=args.batch, find_batch=args.find_batch)
+    return partial(pretrain.run, candidates=selected, **options)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -153,10 +153,9 @@ def cache_folder(requirement: str, probe: Probe, device: str, env: Mapping[str, 
 
 def max_jobs(cores: int, memory: int, env: Mapping[str, str]) -> int:
     """Return how many compilers may run at a time; a ``MAX_JOBS`` in ``env`` wins."""
-    wanted = env.get('MAX_JOBS', '')
-    return (
-        int(wanted) if wanted.strip('0').isdigit() else max(1, min(cores, memory // BYTES_PER_JOB))
-    )
+    if env.get('MAX_JOBS', '').strip('0').isdigit():
+        return int(env['MAX_JOBS'])
+    return max(1, min(cores, memory // BYTES_PER_JOB))
 
 
 def find_compiler(env: Mapping[str, str]) -> str:
@@ -351,19 +350,18 @@ def check_imports(venv: Environment, wheel: Path, device: str) -> None:
 def set_up(venv: Environment) -> None:
     """Do every step and write the stamp last."""
     stack = venv.stack
-    pins = (ROOT / f'requirements/{stack.name}.txt').read_text(encoding='utf-8')
+    names = (stack.name, 'runtime', 'demo', 'tests', 'build')
+    files = [f'{ROOT}/requirements/{name}.txt' for name in names]
+    pins = Path(files[0]).read_text(encoding='utf-8')
     pair = [pinned(pins, name) for name in ('torch', 'torchvision')]
-    names = ('runtime', stack.name, 'demo', 'tests')
-    everything = [f'-r{ROOT}/requirements/{name}.txt' for name in names]
     ensure_venv(venv)
     venv.stamp.unlink(missing_ok=True)
     venv.log.unlink(missing_ok=True)
-    build = f'-r{ROOT}/requirements/build.txt'
-    venv.pip('installing the build tools', *INSTALL, build, stack.setuptools)
-    venv.pip(f'installing {" and ".join(pair)}', *INSTALL, *pair)
+    venv.pip('installing the build tools', *INSTALL, f'-r{files[-1]}', stack.setuptools)
+    venv.pip(f'installing {" and ".join(pair)}', *INSTALL, *pair, f'-c{files[0]}')
     wheel, device = install_mmcv(venv, pinned(pins, stack.mmcv))
     # setuptools again: a newer one may not have what packages of this stack import.
-    venv.pip('installing the rest of the stack', *INSTALL, *everything, stack.setuptools)
+    venv.pip('installing all', *INSTALL, *map('-r{}'.format, files), stack.setuptools)
     check_imports(venv, wheel, device)
     editable = ('--no-build-isolation', '--no-deps', '--editable', ROOT)
     venv.pip('installing greenmim_mm in editable mode', *INSTALL, *editable)
@@ -385,8 +383,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print('environment up to date')
             return 0
         with locked(Path(__file__)):
-            # Whoever held the lock may have done the work.
-            if args.force or not venv.is_up_to_date():
+            if args.force or not venv.is_up_to_date():  # by whoever held the lock
                 set_up(venv)
     except SetupError as error:
         print(f'\nerror: {error}', file=sys.stderr)

@@ -106,6 +106,8 @@ def _check_key(before: Any, after: Any, parts: Sequence[str], scope: str) -> Non
         scope: Of names of classes.
     """
     for depth, part in enumerate(parts):
+        if part == '_delete_':  # has done its work
+            return
         if isinstance(after, (list, tuple)):
             index = int(part)
             before = before[index] if isinstance(before, (list, tuple)) else {}
@@ -117,7 +119,11 @@ def _check_key(before: Any, after: Any, parts: Sequence[str], scope: str) -> Non
             near = difflib.get_close_matches(part, names, 1, 0.6 if closed else _ALIKE)
             if part not in known and (closed or (known and near)):
                 place = f'{".".join(parts[:depth])} has' if depth else 'there is'
-                hint = f'did you mean {near[0]}?' if near else f'it may have {_listed(names)}'
+                hint = (
+                    f'did you mean {near[0]}?'
+                    if near
+                    else 'it may have ' + ', '.join(sorted(names))
+                )
                 raise UserError(f'--cfg-options {".".join(parts)}: {place} no {part!r}; {hint}')
         before, after = before.get(part, {}), after[part]
         if not isinstance(before, (Mapping, list, tuple)):
@@ -177,7 +183,3 @@ def _parameters(functions: Collection[Callable]) -> tuple[set[str], bool]:
                 break
             closed = False
     return names - {'self'}, closed
-
-
-def _listed(names: Collection[str]) -> str:
-    return ', '.join(sorted(names))

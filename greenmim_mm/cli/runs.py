@@ -1,4 +1,7 @@
-"""Configs of training and testing: read, changed by options, checked before anything is built."""
+"""Configs of training and testing: read, changed by options, checked before anything is built.
+
+What the user can mend raises :class:`UserError`, or :class:`~greenmim_mm.datasets.DataError`.
+"""
 
 import argparse
 import os
@@ -34,11 +37,7 @@ def errors_of_runs(parser: argparse.ArgumentParser) -> Iterator[None]:
 
 
 def training_config(args: argparse.Namespace) -> Config:
-    """Config of a training run with all options applied.
-
-    Raises:
-        UserError: If an option does not fit, or a file is missing.
-    """
+    """Config of a training run with all options applied."""
     cfg = load_config(args)
     strategy = _strategy(cfg)
     if args.amp:
@@ -72,12 +71,7 @@ def training_config(args: argparse.Namespace) -> Config:
 
 
 def check_training(cfg: Config) -> None:
-    """Check that a training run can start.
-
-    Raises:
-        UserError: If the machine has not what the config needs, or a checkpoint is missing.
-        DataError: If there is no data.
-    """
+    """Raise :class:`UserError` or :class:`DataError` if a training run cannot start."""
     check_amp(cfg)
     check_strategy(cfg)
     check_accumulation(cfg)
@@ -86,12 +80,7 @@ def check_training(cfg: Config) -> None:
 
 
 def testing_config(args: argparse.Namespace) -> Config:
-    """Config of a test with all options applied, checked.
-
-    Raises:
-        UserError: If an option does not fit, or a file is missing.
-        DataError: If there is no data.
-    """
+    """Config of a test with all options applied, checked."""
     cfg = load_config(args)
     if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
         raise UserError(
@@ -110,12 +99,7 @@ def testing_config(args: argparse.Namespace) -> Config:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Read the config and apply the options that all runs have.
-
-    Raises:
-        UserError: If the config, or one that it inherits, is not found, or an option names no
-            setting.
-    """
+    """Read the config and apply the options that all runs have."""
     path = find_config(args.config)
     try:
         cfg = Config.fromfile(path)
@@ -144,11 +128,7 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def find_config(name: str) -> Path:
-    """Path of a config file, or of ``<package>::<path>`` among the configs of a package.
-
-    Raises:
-        UserError: If there is no such file or package.
-    """
+    """Path of a config file, or of ``<package>::<path>`` among the configs of a package."""
     package, separator, relative = name.partition('::')
     if not separator:
         path = Path(name)
@@ -165,10 +145,7 @@ def find_config(name: str) -> Path:
 
 
 def finished(cfg: Config) -> str:
-    """Say that the run which a config resumes has ended; empty if it has not, or none can tell.
-
-    The tensors of the checkpoint are not read.
-    """
+    """Say that the run which a config resumes has ended; empty if it has not, or none can tell."""
     if not cfg.get('resume'):
         return ''
     last = Path(cfg.work_dir, 'last_checkpoint')
@@ -178,7 +155,7 @@ def finished(cfg: Config) -> str:
     if not file.is_file():
         return ''
     try:
-        # As mmengine reads what it resumes from; a program wrote it.
+        # As mmengine reads what it resumes from, but the tensors stay on the disk.
         meta = torch.load(file, 'cpu', weights_only=False, mmap=True)['meta']
     # The runner reads it in earnest, and says what is wrong with it.
     except Exception:
@@ -194,11 +171,7 @@ def finished(cfg: Config) -> str:
 
 
 def check_data(cfg: Config, *names: str) -> None:
-    """Check the files of the data loaders ``names``.
-
-    Raises:
-        DataError: If some are missing.
-    """
+    """Check the files of the data loaders ``names``."""
     for name in names:
         loader = cfg.get(name)
         if isinstance(loader, Mapping) and 'dataset' in loader:
@@ -212,11 +185,7 @@ def check_file(path: str, what: str, remedy: str) -> None:
 
 
 def check_pretrained(model: Any, name: str = 'model') -> None:
-    """Check that the checkpoints which a model is to start from exist.
-
-    Raises:
-        UserError: If one does not.
-    """
+    """Check that the checkpoints which a model is to start from exist."""
     if isinstance(model, (list, tuple)):
         for index, value in enumerate(model):
             check_pretrained(value, f'{name}.{index}')
@@ -283,11 +252,7 @@ def check_accumulation(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner that the config names, or mmengine's.
-
-    Raises:
-        UserError: If the machine cannot hold the processes of a distributed run.
-    """
+    """Build the runner that the config names, or mmengine's."""
     _prepare_processes(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     counts = _accumulative_counts(cfg)

@@ -34,36 +34,22 @@ _COLOURS = {'V1': 'tab:orange', 'V2': 'tab:green'}
 class Settings:
     """What is trained, and how.
 
-    Attributes:
-        embed_dims: Channels of the first stage.
-        depths: Blocks of each of the four stages.
-        num_heads: Attention heads of each stage.
-        window_size: Side of the windows in tokens.
-        image_size: Side of the images in pixels, a multiple of 32.
-        steps: Steps of AdamW between the two measurements.
-        batch_size: Images of a step.
-        num_probe: Images that activations are measured on. No step trains on them.
-        lr: Learning rate, reached after ``warmup`` steps and constant from then on.
-        warmup: Steps in which the learning rate rises linearly.
-        mask_ratio: Share of 32x32 pixel units that is hidden.
-        seed: Seed of weights, masks and the order of images, the same for V1 and V2.
-
     Raises:
         ValueError: If a value makes no sense; the message names it.
     """
 
-    embed_dims: int = 48
-    depths: tuple[int, int, int, int] = (2, 2, 18, 2)
+    embed_dims: int = 48  # channels of the first stage
+    depths: tuple[int, int, int, int] = (2, 2, 18, 2)  # blocks of each stage
     num_heads: tuple[int, int, int, int] = (2, 4, 8, 16)
-    window_size: int = 4
-    image_size: int = 128
-    steps: int = 100
+    window_size: int = 4  # in tokens
+    image_size: int = 128  # in pixels, a multiple of 32
+    steps: int = 100  # of AdamW between the two measurements
     batch_size: int = 16
-    num_probe: int = 32
-    lr: float = 1.5e-3
+    num_probe: int = 32  # images that activations are measured on; no step trains on them
+    lr: float = 1.5e-3  # reached after ``warmup`` steps, linearly, and constant from then on
     warmup: int = 10
-    mask_ratio: float = 0.6
-    seed: int = 0
+    mask_ratio: float = 0.6  # share of 32x32 pixel units that is hidden
+    seed: int = 0  # of weights, masks and the order of images, the same for V1 and V2
 
     def __post_init__(self) -> None:
         for name in ('steps', 'batch_size', 'num_probe', 'warmup'):
@@ -81,34 +67,21 @@ class Settings:
 
 @dataclass(frozen=True)
 class Activations:
-    """Residual stream of one network at one time.
+    """Residual stream of one network at one time, an entry for each block."""
 
-    Attributes:
-        stages: Stage of each block, from the image to the top.
-        largest: Largest absolute value behind each block, over images, tokens and channels.
-        rms: Root of the mean square behind each block.
-    """
-
-    stages: tuple[int, ...]
-    largest: tuple[float, ...]
-    rms: tuple[float, ...]
+    stages: tuple[int, ...]  # from the image to the top
+    largest: tuple[float, ...]  # absolute value, over images, tokens and channels
+    rms: tuple[float, ...]  # root of the mean square
 
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`compare_activations` has measured.
-
-    Attributes:
-        settings: What was run.
-        before: Activations at initialisation, by 'V1' and 'V2'.
-        after: Activations after the training.
-        losses: Loss of every step.
-    """
+    """What was measured, by 'V1' and 'V2'."""
 
     settings: Settings
     before: Mapping[str, Activations]
-    after: Mapping[str, Activations]
-    losses: Mapping[str, tuple[float, ...]]
+    after: Mapping[str, Activations]  # after the training
+    losses: Mapping[str, tuple[float, ...]]  # of every step
 
 
 def measure_activations(backbone: nn.Module, images: Tensor) -> Activations:
@@ -141,12 +114,7 @@ def measure_activations(backbone: nn.Module, images: Tensor) -> Activations:
 
 
 def load_images(folder: str | Path, size: int, least: int) -> Tensor:
-    """All images of a folder and of its sub-folders, by name.
-
-    Args:
-        folder: The folder.
-        size: Side of the result in pixels; images are resized to cover it and cropped.
-        least: Images that are needed.
+    """All images of a folder and of its sub-folders, by name, resized and cropped to squares.
 
     Returns:
         ``(N, 3, size, size)`` float32, RGB, normalised by ImageNet's mean and deviation.
@@ -182,14 +150,6 @@ def compare_activations(folder: str | Path, settings: Settings) -> Report:
 
     Both see the same images in the same order, with the same masks, under the same AdamW. The
     first ``num_probe`` images of the folder are kept for the measurements.
-
-    Args:
-        folder: Images; those of the demo's ``data/unlabelled`` will do.
-        settings: What is trained and how.
-
-    Raises:
-        FileNotFoundError: If the folder does not exist.
-        ValueError: If it has too few images, or settings do not make a network.
     """
     models = {name: _build(kind, settings) for name, kind in _VERSIONS.items()}
     images = load_images(folder, settings.image_size, settings.num_probe + settings.batch_size)
@@ -214,34 +174,21 @@ def _build(kind: str, settings: Settings) -> nn.Module:
 
     from greenmim_mm.registry import MODELS
 
-    arch = dict(
-        embed_dims=settings.embed_dims, depths=settings.depths, num_heads=settings.num_heads
-    )
+    dims = settings.embed_dims
+    arch = dict(embed_dims=dims, depths=settings.depths, num_heads=settings.num_heads)
     if kind.endswith('V2'):
         arch['extra_norm_every_n_blocks'] = 0
+    loss = dict(type='mmpretrain.PixelReconstructionLoss', criterion='L2')
+    backbone = dict(type=kind, arch=arch, drop_path_rate=0.0)
+    backbone.update(img_size=settings.image_size, window_size=settings.window_size)
+    neck = dict(type='greenmim_mm.GreenMIMPretrainDecoder', embed_dim=8 * dims)
     torch.manual_seed(settings.seed)
     model = MODELS.build(
         dict(
             type='greenmim_mm.GreenMIM',
-            backbone=dict(
-                type=kind,
-                arch=arch,
-                img_size=settings.image_size,
-                window_size=settings.window_size,
-                drop_path_rate=0.0,
-            ),
-            neck=dict(
-                type='greenmim_mm.GreenMIMPretrainDecoder',
-                embed_dim=8 * settings.embed_dims,
-                decoder_embed_dim=192,
-                decoder_num_heads=6,
-            ),
-            head=dict(
-                type='mmpretrain.MAEPretrainHead',
-                norm_pix=True,
-                patch_size=32,
-                loss=dict(type='mmpretrain.PixelReconstructionLoss', criterion='L2'),
-            ),
+            backbone=backbone,
+            neck=neck | dict(decoder_embed_dim=192, decoder_num_heads=6),
+            head=dict(type='mmpretrain.MAEPretrainHead', norm_pix=True, patch_size=32, loss=loss),
             mask_ratio=settings.mask_ratio,
         )
     )
@@ -266,14 +213,8 @@ def _train(model: nn.Module, images: Tensor, settings: Settings) -> tuple[float,
         table = 'relative_position_bias_table' in name or 'cpb_mlp' in name
         flat = parameter.ndim != 2 and not name.endswith('projection.weight')
         groups[not table and not flat].append(parameter)
-    optimizer = torch.optim.AdamW(
-        [
-            dict(params=parameters, weight_decay=0.05 * decayed)
-            for decayed, parameters in groups.items()
-        ],
-        lr=settings.lr,
-        betas=(0.9, 0.95),
-    )
+    decay = [dict(params=group, weight_decay=0.05 * key) for key, group in groups.items()]
+    optimizer = torch.optim.AdamW(decay, lr=settings.lr, betas=(0.9, 0.95))
     order = torch.Generator().manual_seed(settings.seed)
     grid = unit_grid(settings.image_size, settings.image_size)
     losses = []
@@ -293,11 +234,7 @@ def _train(model: nn.Module, images: Tensor, settings: Settings) -> tuple[float,
 
 
 def save_report(report: Report, path: str | Path, force: bool = False) -> None:
-    """Write all numbers as JSON.
-
-    Raises:
-        FileExistsError: If the file exists and ``force`` is not set.
-    """
+    """Write all numbers as JSON."""
     from greenmim_mm.checkpoint import atomic_path
 
     with atomic_path(path, force) as temporary:
@@ -305,16 +242,7 @@ def save_report(report: Report, path: str | Path, force: bool = False) -> None:
 
 
 def draw_report(report: Report, path: str | Path, force: bool = False) -> None:
-    """Draw activations over depth as PNG: the largest above, the rms below.
-
-    Args:
-        report: What was measured.
-        path: PNG to write.
-        force: Whether to replace it.
-
-    Raises:
-        FileExistsError: If the file exists and ``force`` is not set.
-    """
+    """Draw activations over depth as PNG: the largest above, the rms below."""
     import numpy as np
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
@@ -323,28 +251,19 @@ def draw_report(report: Report, path: str | Path, force: bool = False) -> None:
 
     figure = Figure(figsize=(9, 6), layout='constrained')
     grid = figure.subplots(2, 2, sharex=True, sharey='row')
-    moments = {
-        'at initialisation': report.before,
-        f'after {report.settings.steps} steps': report.after,
-    }
-    for axes, label in zip(
-        grid[:, 0], ('largest absolute activation', 'root mean square'), strict=True
-    ):
-        axes.set_ylabel(label)
+    moments = {'at initialisation': report.before}
+    moments[f'after {report.settings.steps} steps'] = report.after
+    grid[0, 0].set_ylabel('largest absolute activation')
+    grid[1, 0].set_ylabel('root mean square')
     for column, (title, networks) in zip(grid.T, moments.items(), strict=True):
         column[0].set_title(title)
         column[-1].set_xlabel('block')
         for axes, quantity in zip(column, ('largest', 'rms'), strict=True):
             for name, found in networks.items():
                 values = getattr(found, quantity)
+                label = _VERSIONS[name].rpartition('.')[2]
                 blocks = range(1, len(values) + 1)
-                axes.plot(
-                    blocks,
-                    values,
-                    marker='.',
-                    color=_COLOURS[name],
-                    label=_VERSIONS[name].rpartition('.')[2],
-                )
+                axes.plot(blocks, values, marker='.', color=_COLOURS[name], label=label)
             for edge in np.flatnonzero(np.diff(found.stages)):
                 axes.axvline(edge + 1.5, color='0.75', linewidth=0.8, linestyle='--')
             axes.set_yscale('log')
