@@ -136,13 +136,11 @@ def _known_names(node: Mapping, place: Sequence[str], scope: str) -> tuple[set[s
         return _parameters((Runner.__init__, FlexibleRunner.__init__))[0] | _ROOT, True
     builders, names = _BUILT.get('.'.join(place), ((), set()))
     kind = node.get('type')
-    if isinstance(kind, str):
-        found = _classes(kind, scope)
-    else:
-        found = [kind] if callable(kind) else []
-    if not builders and not found and not names:
+    if kind is not None:
+        builders = _classes(kind, scope) if isinstance(kind, str) else [kind]
+    if not builders and (kind is not None or not names):
         return set(), False
-    parameters, closed = _parameters(found or builders)
+    parameters, closed = _parameters(builders)
     return parameters | names | _RESERVED, closed
 
 
@@ -168,12 +166,8 @@ def _parameters(functions: Collection[Callable]) -> tuple[set[str], bool]:
     """
     names, closed = set(), True
     for function in functions:
-        above = (
-            [c.__init__ for c in inspect.getmro(function) if '__init__' in vars(c)]
-            if inspect.isclass(function)
-            else [function]
-        )
-        for step in above:
+        classes = inspect.getmro(function) if inspect.isclass(function) else ()
+        for step in [vars(c)['__init__'] for c in classes if '__init__' in vars(c)] or [function]:
             try:
                 parameters = inspect.signature(step).parameters.values()
             except (TypeError, ValueError):  # written in C

@@ -11,7 +11,7 @@ from greenmim_mm.cli.overrides import merge_options
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {
-    'greenmim': ROOT / 'configs/greenmim/greenmim_swin-tiny-w7_1xb128-amp-coslr-100e_custom.py',
+    'greenmim': ROOT / 'configs/greenmim/greenmim_swin-base-w7_8xb256-amp-coslr-200e_in1k.py',
     'mmdet': runs.find_config('mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'),
     'mmpretrain': runs.find_config('mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py'),
 }
@@ -100,7 +100,7 @@ def test_known(configs, name, options):
     [
         ({'param_scheduler.9.end': 1}, 'param_scheduler is a list of 2; give a number below 2'),
         ({'param_scheduler.end': 1}, "in the place of 'end'"),
-        ({'train_cfg.max_epochs.foo': 1}, 'train_cfg.max_epochs is 100 in the config and has no'),
+        ({'train_cfg.max_epochs.foo': 1}, 'train_cfg.max_epochs is 200 in the config and has no'),
     ],
 )
 def test_dead_ends(configs, options, message):
@@ -112,3 +112,5 @@ def test_unknown_class_takes_anything(configs):
     cfg = configs['greenmim'].copy()
     merge_options(cfg, {'model.backbone.type': 'somewhere.Else', 'model.backbone.windw_size': 1})
     assert cfg.model.backbone.windw_size == 1
+    merge_options(cfg, {'optim_wrapper.type': 'NotInstalled', 'optim_wrapper.its_own': 1})
+    assert cfg.optim_wrapper.its_own == 1
