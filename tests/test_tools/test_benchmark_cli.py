@@ -201,7 +201,7 @@ def test_an_interrupt_prints_what_was_measured(mini_table, tmp_path, capsys):
 
 
 def test_an_interrupt_before_anything_prints_no_table(monkeypatch, capsys):
-    def interrupt(*args):
+    def interrupt(**options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(grouping, 'run', interrupt)
