@@ -169,52 +169,30 @@ def simmim(candidate: Candidate) -> PeerStep:
         )
     archs = SWIN_ARCHS if candidate.version == 1 else SWINV2_ARCHS
     arch = archs[candidate.arch] if isinstance(candidate.arch, str) else candidate.arch
-    return PeerStep(
-        dict(
-            type='SimMIM',
-            backbone=backbone,
-            neck=dict(
-                type='SimMIMLinearDecoder', in_channels=8 * arch['embed_dims'], encoder_stride=32
-            ),
-            head=dict(
-                type='SimMIMHead',
-                patch_size=4,
-                loss=dict(type='PixelReconstructionLoss', criterion='L1', channel=3),
-            ),
-        ),
-        hidden=0.6,
+    width = 8 * arch['embed_dims']
+    loss = dict(type='PixelReconstructionLoss', criterion='L1', channel=3)
+    parts = dict(
+        backbone=backbone,
+        neck=dict(type='SimMIMLinearDecoder', in_channels=width, encoder_stride=32),
+        head=dict(type='SimMIMHead', patch_size=4, loss=loss),
     )
+    return PeerStep(dict(type='SimMIM', **parts), hidden=0.6)
 
 
 def mae(candidate: Candidate) -> PeerStep:
     """MAE of mmpretrain, as its recipes have it; it draws its masks itself."""
-    return PeerStep(
-        dict(
-            type='MAE',
-            backbone=dict(
-                type='MAEViT',
-                arch=candidate.arch,
-                img_size=candidate.img_size,
-                patch_size=16,
-                mask_ratio=0.75,
-            ),
-            neck=dict(
-                type='MAEPretrainDecoder',
-                num_patches=(candidate.img_size // 16) ** 2,
-                patch_size=16,
-                embed_dim=candidate.arch['embed_dims'],
-                decoder_embed_dim=512,
-                decoder_depth=8,
-                decoder_num_heads=16,
-            ),
-            head=dict(
-                type='MAEPretrainHead',
-                norm_pix=True,
-                patch_size=16,
-                loss=dict(type='PixelReconstructionLoss', criterion='L2'),
-            ),
-        )
+    size = candidate.img_size
+    decoder = dict(decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16)
+    width = dict(num_patches=(size // 16) ** 2, embed_dim=candidate.arch['embed_dims'])
+    loss = dict(type='PixelReconstructionLoss', criterion='L2')
+    parts = dict(
+        backbone=dict(type='MAEViT', arch=candidate.arch, img_size=size, mask_ratio=0.75),
+        neck=dict(type='MAEPretrainDecoder', **width, **decoder),
+        head=dict(type='MAEPretrainHead', norm_pix=True, loss=loss),
     )
+    for part in parts.values():
+        part['patch_size'] = 16
+    return PeerStep(dict(type='MAE', **parts))
 
 
 def swin_group(arch: str, window: int, paper_window: int, batch: int) -> list[Candidate]:

@@ -71,7 +71,7 @@ def load_model(config: str | Path, checkpoint: str | Path, device: str = 'cpu') 
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Image files, and those inside of folders (not of their subfolders) by name.
+    """Image files, and those inside of folders and of their sub-folders, by name.
 
     Raises:
         FileNotFoundError: If a path does not exist or a folder has no images.
@@ -80,7 +80,6 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         found = [path]
         if path.is_dir():
-            # Sub-folders, too, as training takes them.
             found = sorted(p for p in path.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
             if not found:
                 raise FileNotFoundError(

@@ -1,26 +1,28 @@
-"""How large activations grow over the depth of a GreenSwin, V1 beside V2.
+"""Draws how large activations grow over the depth of a GreenSwin, V1 beside V2.
 
 In Swin V1 every block adds what its branches give, unnormalised, to the residual stream; Swin V2
 normalises each branch before it is added (Liu et al., Swin Transformer V2, CVPR 2022).
 What that means is measured here: the residual stream behind every block, in networks that
 differ in nothing else, before and after some steps of GreenMIM.
+
+Example:
+    python tools/make_demo_data.py work_dirs/activations/data --image-size 160
+    python tools/analysis/activations.py work_dirs/activations/data/unlabelled --out activations.png
 """
 
+from __future__ import annotations
+
+import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from mmengine.logging import MMLogger
-from mmengine.utils import track_iter_progress
-from torch import Tensor, nn
+from greenmim_mm.cli.errors import Parser, errors_in_one_line
 
-from ..checkpoint import atomic_path, check_destination
-from ..ops import mask_generator, random_mask, unit_grid
-from ..registry import MODELS
-from .reconstruction import IMAGE_SUFFIXES, read_image
+if TYPE_CHECKING:  # the rest is imported where it is used: `--help` is quick without
+    from torch import Tensor, nn
 
 # ImageNet's, as in the recipes; RGB.
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -29,39 +31,25 @@ _COLOURS = {'V1': 'tab:orange', 'V2': 'tab:green'}
 
 
 @dataclass(frozen=True)
-class ActivationSettings:
+class Settings:
     """What is trained, and how.
-
-    Attributes:
-        embed_dims: Channels of the first stage.
-        depths: Blocks of each of the four stages.
-        num_heads: Attention heads of each stage.
-        window_size: Side of the windows in tokens.
-        image_size: Side of the images in pixels, a multiple of 32.
-        steps: Steps of AdamW between the two measurements.
-        batch_size: Images of a step.
-        num_probe: Images that activations are measured on. No step trains on them.
-        lr: Learning rate, reached after ``warmup`` steps and constant from then on.
-        warmup: Steps in which the learning rate rises linearly.
-        mask_ratio: Share of 32x32 pixel units that is hidden.
-        seed: Seed of weights, masks and the order of images, the same for V1 and V2.
 
     Raises:
         ValueError: If a value makes no sense; the message names it.
     """
 
-    embed_dims: int = 48
-    depths: tuple[int, int, int, int] = (2, 2, 18, 2)
+    embed_dims: int = 48  # channels of the first stage
+    depths: tuple[int, int, int, int] = (2, 2, 18, 2)  # blocks of each stage
     num_heads: tuple[int, int, int, int] = (2, 4, 8, 16)
-    window_size: int = 4
-    image_size: int = 128
-    steps: int = 100
+    window_size: int = 4  # in tokens
+    image_size: int = 128  # in pixels, a multiple of 32
+    steps: int = 100  # of AdamW between the two measurements
     batch_size: int = 16
-    num_probe: int = 32
-    lr: float = 1.5e-3
+    num_probe: int = 32  # images that activations are measured on; no step trains on them
+    lr: float = 1.5e-3  # reached after ``warmup`` steps, linearly, and constant from then on
     warmup: int = 10
-    mask_ratio: float = 0.6
-    seed: int = 0
+    mask_ratio: float = 0.6  # share of 32x32 pixel units that is hidden
+    seed: int = 0  # of weights, masks and the order of images, the same for V1 and V2
 
     def __post_init__(self) -> None:
         for name in ('steps', 'batch_size', 'num_probe', 'warmup'):
@@ -79,37 +67,23 @@ class ActivationSettings:
 
 @dataclass(frozen=True)
 class Activations:
-    """Residual stream of one network at one time.
+    """Residual stream of one network at one time, an entry for each block."""
 
-    Attributes:
-        stages: Stage of each block, from the image to the top.
-        largest: Largest absolute value behind each block, over images, tokens and channels.
-        rms: Root of the mean square behind each block.
-    """
-
-    stages: tuple[int, ...]
-    largest: tuple[float, ...]
-    rms: tuple[float, ...]
+    stages: tuple[int, ...]  # from the image to the top
+    largest: tuple[float, ...]  # absolute value, over images, tokens and channels
+    rms: tuple[float, ...]  # root of the mean square
 
 
 @dataclass(frozen=True)
-class ActivationReport:
-    """What :func:`compare_activations` has measured.
+class Report:
+    """What was measured, by 'V1' and 'V2'."""
 
-    Attributes:
-        settings: What was run.
-        before: Activations at initialisation, by 'V1' and 'V2'.
-        after: Activations after the training.
-        losses: Loss of every step.
-    """
-
-    settings: ActivationSettings
+    settings: Settings
     before: Mapping[str, Activations]
-    after: Mapping[str, Activations]
-    losses: Mapping[str, tuple[float, ...]]
+    after: Mapping[str, Activations]  # after the training
+    losses: Mapping[str, tuple[float, ...]]  # of every step
 
 
-@torch.no_grad()
 def measure_activations(backbone: nn.Module, images: Tensor) -> Activations:
     """Residual stream behind every block in the dense use.
 
@@ -117,6 +91,8 @@ def measure_activations(backbone: nn.Module, images: Tensor) -> Activations:
         backbone: GreenSwin or GreenSwinV2; its mode and gradients are left alone.
         images: ``(B, 3, H, W)``, normalised.
     """
+    import torch
+
     largest, rms = [], []
 
     def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
@@ -127,7 +103,8 @@ def measure_activations(backbone: nn.Module, images: Tensor) -> Activations:
     hooks = [block.register_forward_hook(note) for block in backbone.blocks()]
     training = backbone.training
     try:
-        backbone.eval()(images)
+        with torch.no_grad():
+            backbone.eval()(images)
     finally:
         backbone.train(training)
         for hook in hooks:
@@ -137,12 +114,7 @@ def measure_activations(backbone: nn.Module, images: Tensor) -> Activations:
 
 
 def load_images(folder: str | Path, size: int, least: int) -> Tensor:
-    """All images of a folder, not of its subfolders, by name.
-
-    Args:
-        folder: The folder.
-        size: Side of the result in pixels; images are resized to cover it and cropped.
-        least: Images that are needed.
+    """All images of a folder and of its sub-folders, by name, resized and cropped to squares.
 
     Returns:
         ``(N, 3, size, size)`` float32, RGB, normalised by ImageNet's mean and deviation.
@@ -151,12 +123,17 @@ def load_images(folder: str | Path, size: int, least: int) -> Tensor:
         FileNotFoundError: If the folder does not exist.
         ValueError: If it has fewer than ``least`` images, or one cannot be read.
     """
+    import numpy as np
+    import torch
+
+    from greenmim_mm.visualization import find_images, read_image
+
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
             f'folder {folder} does not exist; make images with tools/make_demo_data.py'
         )
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = find_images([folder])
     if len(paths) < least:
         raise ValueError(
             f'folder {folder} has {len(paths)} images; {least} are needed: give more, or lower '
@@ -168,79 +145,53 @@ def load_images(folder: str | Path, size: int, least: int) -> Tensor:
     return (images - mean) / std
 
 
-def compare_activations(
-    folder: str | Path,
-    settings: ActivationSettings | None = None,
-    log: Callable[[str], None] = lambda line: None,
-) -> ActivationReport:
+def compare_activations(folder: str | Path, settings: Settings) -> Report:
     """Measure V1 and V2, pre-train both with GreenMIM, and measure again.
 
     Both see the same images in the same order, with the same masks, under the same AdamW. The
     first ``num_probe`` images of the folder are kept for the measurements.
-
-    Args:
-        folder: Images; those of the demo's ``data/unlabelled`` will do.
-        settings: What is trained and how; the defaults if None.
-        log: Takes lines of progress.
-
-    Raises:
-        FileNotFoundError: If the folder does not exist.
-        ValueError: If it has too few images, or settings do not make a network.
     """
-    settings = settings or ActivationSettings()
     models = {name: _build(kind, settings) for name, kind in _VERSIONS.items()}
     images = load_images(folder, settings.image_size, settings.num_probe + settings.batch_size)
     probe, rest = images[: settings.num_probe], images[settings.num_probe :]
     before, after, losses = {}, {}, {}
     for name, model in models.items():
-        log(f'{name}: {settings.steps} steps')
+        print(f'{name}: {settings.steps} steps')
         before[name] = measure_activations(model.backbone, probe)
         losses[name] = _train(model, rest, settings)
         after[name] = measure_activations(model.backbone, probe)
-        log(
+        print(
             f'{name}: largest activation {max(before[name].largest):.1f}, then '
             f'{max(after[name].largest):.1f}; loss {losses[name][0]:.3f}, then '
             f'{losses[name][-1]:.3f}'
         )
-    return ActivationReport(settings, before, after, losses)
+    return Report(settings, before, after, losses)
 
 
-def _build(kind: str, settings: ActivationSettings) -> nn.Module:
-    arch = dict(
-        embed_dims=settings.embed_dims, depths=settings.depths, num_heads=settings.num_heads
-    )
+def _build(kind: str, settings: Settings) -> nn.Module:
+    import torch
+    from mmengine.logging import MMLogger
+
+    from greenmim_mm.registry import MODELS
+
+    dims = settings.embed_dims
+    arch = dict(embed_dims=dims, depths=settings.depths, num_heads=settings.num_heads)
     if kind.endswith('V2'):
         arch['extra_norm_every_n_blocks'] = 0
+    loss = dict(type='mmpretrain.PixelReconstructionLoss', criterion='L2')
+    backbone = dict(type=kind, arch=arch, drop_path_rate=0.0)
+    backbone.update(img_size=settings.image_size, window_size=settings.window_size)
+    neck = dict(type='greenmim_mm.GreenMIMPretrainDecoder', embed_dim=8 * dims)
     torch.manual_seed(settings.seed)
     model = MODELS.build(
         dict(
             type='greenmim_mm.GreenMIM',
-            backbone=dict(
-                type=kind,
-                arch=arch,
-                img_size=settings.image_size,
-                window_size=settings.window_size,
-                drop_path_rate=0.0,
-            ),
-            neck=dict(
-                type='greenmim_mm.GreenMIMPretrainDecoder',
-                embed_dim=8 * settings.embed_dims,
-                decoder_embed_dim=192,
-                decoder_num_heads=6,
-            ),
-            head=dict(
-                type='mmpretrain.MAEPretrainHead',
-                norm_pix=True,
-                patch_size=32,
-                loss=dict(type='mmpretrain.PixelReconstructionLoss', criterion='L2'),
-            ),
+            backbone=backbone,
+            neck=neck | dict(decoder_embed_dim=192, decoder_num_heads=6),
+            head=dict(type='mmpretrain.MAEPretrainHead', norm_pix=True, patch_size=32, loss=loss),
             mask_ratio=settings.mask_ratio,
         )
     )
-    # A window that does not suit its map shows before images are read.
-    unit_count = (settings.image_size // 32,) * 2
-    for stage in range(4):
-        model.backbone._check_map(stage, tuple(side << (3 - stage) for side in unit_count))
     # How each parameter starts is no news here.
     logger = MMLogger.get_current_instance()
     level = logger.level
@@ -250,21 +201,20 @@ def _build(kind: str, settings: ActivationSettings) -> nn.Module:
     return model
 
 
-def _train(model: nn.Module, images: Tensor, settings: ActivationSettings) -> tuple[float, ...]:
+def _train(model: nn.Module, images: Tensor, settings: Settings) -> tuple[float, ...]:
     """AdamW as the recipes have it: no decay of what is no matrix of a linear map."""
+    import torch
+    from mmengine.utils import track_iter_progress
+
+    from greenmim_mm.ops import mask_generator, random_mask, unit_grid
+
     groups = {True: [], False: []}
     for name, parameter in model.named_parameters():
         table = 'relative_position_bias_table' in name or 'cpb_mlp' in name
         flat = parameter.ndim != 2 and not name.endswith('projection.weight')
         groups[not table and not flat].append(parameter)
-    optimizer = torch.optim.AdamW(
-        [
-            dict(params=parameters, weight_decay=0.05 * decayed)
-            for decayed, parameters in groups.items()
-        ],
-        lr=settings.lr,
-        betas=(0.9, 0.95),
-    )
+    decay = [dict(params=group, weight_decay=0.05 * key) for key, group in groups.items()]
+    optimizer = torch.optim.AdamW(decay, lr=settings.lr, betas=(0.9, 0.95))
     order = torch.Generator().manual_seed(settings.seed)
     grid = unit_grid(settings.image_size, settings.image_size)
     losses = []
@@ -283,55 +233,37 @@ def _train(model: nn.Module, images: Tensor, settings: ActivationSettings) -> tu
     return tuple(losses)
 
 
-def save_report(report: ActivationReport, path: str | Path, force: bool = False) -> None:
-    """Write all numbers as JSON.
+def save_report(report: Report, path: str | Path, force: bool = False) -> None:
+    """Write all numbers as JSON."""
+    from greenmim_mm.checkpoint import atomic_path
 
-    Raises:
-        FileExistsError: If the file exists and ``force`` is not set.
-    """
     with atomic_path(path, force) as temporary:
         temporary.write_text(json.dumps(asdict(report), indent=2) + '\n', encoding='utf-8')
 
 
-def draw_report(report: ActivationReport, path: str | Path, force: bool = False) -> None:
-    """Draw activations over depth as PNG: the largest above, the rms below.
-
-    Args:
-        report: What was measured.
-        path: PNG to write.
-        force: Whether to replace it.
-
-    Raises:
-        FileExistsError: If the file exists and ``force`` is not set.
-    """
-    # An extra of the demo: nothing else here needs it.
+def draw_report(report: Report, path: str | Path, force: bool = False) -> None:
+    """Draw activations over depth as PNG: the largest above, the rms below."""
+    import numpy as np
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 
+    from greenmim_mm.checkpoint import atomic_path
+
     figure = Figure(figsize=(9, 6), layout='constrained')
     grid = figure.subplots(2, 2, sharex=True, sharey='row')
-    moments = {
-        'at initialisation': report.before,
-        f'after {report.settings.steps} steps': report.after,
-    }
-    for axes, label in zip(
-        grid[:, 0], ('largest absolute activation', 'root mean square'), strict=True
-    ):
-        axes.set_ylabel(label)
+    moments = {'at initialisation': report.before}
+    moments[f'after {report.settings.steps} steps'] = report.after
+    grid[0, 0].set_ylabel('largest absolute activation')
+    grid[1, 0].set_ylabel('root mean square')
     for column, (title, networks) in zip(grid.T, moments.items(), strict=True):
         column[0].set_title(title)
         column[-1].set_xlabel('block')
         for axes, quantity in zip(column, ('largest', 'rms'), strict=True):
             for name, found in networks.items():
                 values = getattr(found, quantity)
+                label = _VERSIONS[name].rpartition('.')[2]
                 blocks = range(1, len(values) + 1)
-                axes.plot(
-                    blocks,
-                    values,
-                    marker='.',
-                    color=_COLOURS[name],
-                    label=_VERSIONS[name].rpartition('.')[2],
-                )
+                axes.plot(blocks, values, marker='.', color=_COLOURS[name], label=label)
             for edge in np.flatnonzero(np.diff(found.stages)):
                 axes.axvline(edge + 1.5, color='0.75', linewidth=0.8, linestyle='--')
             axes.set_yscale('log')
@@ -345,7 +277,40 @@ def draw_report(report: ActivationReport, path: str | Path, force: bool = False)
         figure.savefig(temporary, dpi=120, format='png')
 
 
-def check_outputs(paths: Sequence[str | Path], force: bool) -> None:
-    """Raise ``OSError`` if a file cannot be written; before hours of work, not after."""
-    for path in paths:
-        check_destination(path, force)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the tool; bad input ends it with exit code 2 and one line on stderr."""
+    parser = Parser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument('images', metavar='FOLDER', help='images to pre-train and to measure on')
+    parser.add_argument('--out', metavar='OUT.png', required=True, help='file to write; .json too')
+    for name in ('steps', 'batch_size', 'num_probe', 'image_size', 'window_size', 'embed_dims'):
+        option = f'--{name.replace("_", "-")}'
+        parser.add_argument(option, type=int, metavar='N', default=getattr(Settings, name))
+    for name in ('depths', 'num_heads'):
+        option, default = f'--{name.replace("_", "-")}', getattr(Settings, name)
+        parser.add_argument(option, type=int, nargs=4, metavar='N', default=default)
+    parser.add_argument('--lr', type=float, default=Settings.lr, help='learning rate of AdamW')
+    parser.add_argument('--seed', type=int, default=Settings.seed)
+    parser.add_argument('--force', action='store_true', help='replace files that exist')
+    options = vars(parser.parse_args(argv))
+    picture, force, folder = (options.pop(name) for name in ('out', 'force', 'images'))
+    numbers = Path(picture).with_suffix('.json')
+    with errors_in_one_line(parser, OSError, ValueError, ImportError):
+        from greenmim_mm.checkpoint import check_destination
+        from greenmim_mm.visualization import check_picture_path
+
+        # Before hours of work, not after.
+        settings = Settings(
+            **options | {name: tuple(options[name]) for name in ('depths', 'num_heads')}
+        )
+        check_picture_path(picture, force)
+        check_destination(numbers, force)
+        report = compare_activations(folder, settings)
+        draw_report(report, picture, force)
+        save_report(report, numbers, force)
+    print(f'wrote {picture} and {numbers}')
+
+
+if __name__ == '__main__':
+    main()

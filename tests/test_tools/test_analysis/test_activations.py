@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +11,21 @@ import torch
 from PIL import Image
 
 from greenmim_mm.models import GreenSwin, GreenSwinV2
-from greenmim_mm.visualization.activations import (
-    ActivationSettings,
-    compare_activations,
-    draw_report,
-    load_images,
-    measure_activations,
-    save_report,
-)
 
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = ActivationSettings(
+PATH = Path(__file__).resolve().parents[3] / 'tools/analysis/activations.py'
+
+
+def load_tool():
+    spec = importlib.util.spec_from_file_location('activations', PATH)
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up while they are made.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+tool = load_tool()
+SMALL = tool.Settings(
     embed_dims=16,
     depths=(1, 2, 3, 1),
     num_heads=(1, 2, 4, 8),
@@ -41,21 +46,15 @@ def folder(tmp_path_factory):
     rng = np.random.default_rng(0)
     for index in range(5):
         Image.fromarray(rng.integers(0, 256, (70, 90, 3), np.uint8)).save(folder / f'{index}.png')
+    (folder / 'inner').mkdir()
+    (folder / '4.png').rename(folder / 'inner/4.png')
     (folder / 'notes.txt').touch()
     return folder
 
 
 @pytest.fixture(scope='module')
 def report(folder):
-    return compare_activations(folder, SMALL)
-
-
-@pytest.fixture
-def tool():
-    spec = importlib.util.spec_from_file_location('tool', ROOT / 'tools/activations.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return tool.compare_activations(folder, SMALL)
 
 
 @pytest.mark.parametrize('kind', [GreenSwin, GreenSwinV2])
@@ -69,7 +68,7 @@ def test_the_residual_stream_is_measured(kind):
         torch.nn.init.normal_(block.norm2.weight)
     backbone.train()
     images = torch.randn(2, 3, 64, 64)
-    found = measure_activations(backbone, images)
+    found = tool.measure_activations(backbone, images)
     assert backbone.training and not any(p.grad is not None for p in backbone.parameters())
     assert not any(block._forward_hooks for block in backbone.blocks())
     assert found.stages == (0, 1, 1, 2, 2, 2, 3)
@@ -112,22 +111,22 @@ def test_blocks_of_v2_add_nothing_at_first(report):
 
 
 def test_same_settings_same_numbers(report, folder):
-    again = compare_activations(folder, SMALL)
+    again = tool.compare_activations(folder, SMALL)
     assert again == report
 
 
 def test_report_is_written(report, tmp_path):
-    save_report(report, tmp_path / 'x.json')
+    tool.save_report(report, tmp_path / 'x.json')
     read = json.loads((tmp_path / 'x.json').read_text())
     assert read['settings']['depths'] == [1, 2, 3, 1]
     assert read['after']['V1']['largest'] == list(report.after['V1'].largest)
-    draw_report(report, tmp_path / 'x.png')
+    tool.draw_report(report, tmp_path / 'x.png')
     picture = np.array(Image.open(tmp_path / 'x.png').convert('RGB'))
     assert picture.shape == (720, 1080, 3)
     for colour in ((255, 127, 14), (44, 160, 44)):  # both lines, in both columns
         drawn = (picture == colour).all(axis=-1)
         assert drawn[:, :540].sum() > 100 and drawn[:, 540:].sum() > 100
-    for save, name in ((save_report, 'x.json'), (draw_report, 'x.png')):
+    for save, name in ((tool.save_report, 'x.json'), (tool.draw_report, 'x.png')):
         with pytest.raises(FileExistsError, match='--force'):
             save(report, tmp_path / name)
         save(report, tmp_path / name, force=True)
@@ -135,7 +134,7 @@ def test_report_is_written(report, tmp_path):
 
 def test_images_are_normalised(tmp_path):
     Image.new('RGB', (64, 64), (124, 174, 46)).save(tmp_path / 'x.png')
-    images = load_images(tmp_path, 64, 1)
+    images = tool.load_images(tmp_path, 64, 1)
     assert images.shape == (1, 3, 64, 64)
     expected = torch.tensor([0.0055, 1.0105, -1.0027])
     torch.testing.assert_close(images[0, :, 5, 5], expected, rtol=0, atol=1e-3)
@@ -155,7 +154,7 @@ def test_images_are_normalised(tmp_path):
 )
 def test_settings_out_of_range(name, value, message):
     with pytest.raises(ValueError, match=message):
-        ActivationSettings(**{name: value})
+        tool.Settings(**{name: value})
 
 
 @pytest.mark.parametrize(
@@ -169,19 +168,19 @@ def test_settings_out_of_range(name, value, message):
         (['IMAGES', '--out=x.jpg'], 'x.jpg must end in .png'),
     ],
 )
-def test_tool_ends_with_2_on_bad_input(tool, folder, tmp_path, capsys, arguments, message):
+def test_tool_ends_with_2_on_bad_input(folder, tmp_path, capsys, arguments, message):
     small = ['--image-size=64', '--window-size=2', '--batch-size=2', '--num-probe=2']
     arguments = [argument.replace('IMAGES', str(folder)) for argument in arguments]
     with pytest.raises(SystemExit) as exit_info:
-        tool([arguments[0], f'--out={tmp_path}/x.png', *small, *arguments[1:]])
+        tool.main([arguments[0], f'--out={tmp_path}/x.png', *small, *arguments[1:]])
     assert exit_info.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and message in lines[0]
     assert not list(tmp_path.iterdir())
 
 
-def test_tool_writes_both_files(tool, folder, tmp_path, capsys):
-    tool(
+def test_tool_writes_both_files(folder, tmp_path, capsys):
+    tool.main(
         [
             *(str(folder), f'--out={tmp_path}/x.png', '--steps=1', '--embed-dims=16'),
             *('--depths', '1', '1', '1', '1', '--num-heads', '1', '1', '2', '4'),
