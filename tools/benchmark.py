@@ -32,7 +32,7 @@ import torch
 from greenmim_mm.benchmark import dense, grouping, pretrain, report
 from greenmim_mm.benchmark.candidates import CANDIDATES, select
 from greenmim_mm.benchmark.measure import Settings, available_memory, memory_limit
-from greenmim_mm.checkpoint.files import check_destination
+from greenmim_mm.fileio import check_destination
 from greenmim_mm.models.green_swin import ARCHS
 from greenmim_mm.ops import check_mask_ratio, unit_grid
 

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from .architecture import Architecture
-from .file_conversion import licence_of, read_network, sha256
-from .files import load_checkpoint
-from .formats import FORMATS, detect_format
-from .reading import CheckpointError
+from .formats import AUTO, FORMATS
+from .network import read_network
+from .notes import licence_of, sha256
 from .text import printable
-from .windows import scaling_windows
+from .transforms import BUFFERS
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,9 @@ class Inspection:
             f'({self.num_keys} tensors)',
         }
         if arch.version == 2:
-            scaling = scaling_windows(arch)
+            scale = arch.pretrained_window_sizes
             lines['pre-trained with'] = (
-                'windows not told' if scaling is None else f'windows {_joined(scaling)}'
+                'windows not told' if scale is None else f'windows {_joined(scale)}'
             )
         for name in ('epoch', 'iter', 'step'):
             if name in self.meta:
@@ -88,7 +87,7 @@ class Inspection:
         return '\n'.join(f'{name:{width}}  {printable(value)}' for name, value in lines.items())
 
 
-def inspect_checkpoint(path: str | Path, source: str = 'auto', trust: bool = False) -> Inspection:
+def inspect_checkpoint(path: str | Path, source: str = AUTO, trust: bool = False) -> Inspection:
     """Find out what a checkpoint is.
 
     Args:
@@ -101,14 +100,9 @@ def inspect_checkpoint(path: str | Path, source: str = 'auto', trust: bool = Fal
         CheckpointError: If it is damaged or no Swin.
         ValueError: If the format is unknown.
     """
-    checkpoint = load_checkpoint(path, trust, mmap=True)
-    state_dict = checkpoint.state_dict
-    try:
-        if source == 'auto':
-            source = detect_format(list(state_dict))
-        canonical, architecture = read_network(checkpoint, source)
-    except ValueError as error:
-        raise CheckpointError(f'{path}: {error}') from error
+    network = read_network(path, source, trust)
+    checkpoint, architecture = network.checkpoint, network.architecture
+    state_dict, canonical = checkpoint.state_dict, network.state_dict
     learned = {k: v for k, v in state_dict.items() if v.is_floating_point()}
     total = sum(v.numel() for k, v in learned.items() if not _is_buffer(k))
     inside = sum(
@@ -121,7 +115,7 @@ def inspect_checkpoint(path: str | Path, source: str = 'auto', trust: bool = Fal
     file = checkpoint.weights_file
     return Inspection(
         path=checkpoint.path,
-        format=source,
+        format=network.source,
         kind=_kind(canonical, list(parts), architecture),
         architecture=architecture,
         dtypes=tuple(name for name, _ in dtypes.most_common()),
@@ -131,7 +125,7 @@ def inspect_checkpoint(path: str | Path, source: str = 'auto', trust: bool = Fal
         size=file.stat().st_size,
         sha256=sha256(file),
         meta=checkpoint.meta,
-        licence=licence_of(checkpoint, source),
+        licence=licence_of(checkpoint, network.source),
         others=tuple(name for name in checkpoint.left_out if name != 'meta'),
     )
 
@@ -156,7 +150,7 @@ def _part(key: str) -> str:
 
 
 def _is_buffer(key: str) -> bool:
-    return key.endswith(('relative_coords_table', 'relative_position_index', 'attn_mask'))
+    return key.endswith(BUFFERS)
 
 
 def _joined(values: tuple[int, ...]) -> str:

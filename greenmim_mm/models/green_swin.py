@@ -5,7 +5,7 @@ from typing import Any
 
 from mmengine.model.weight_init import trunc_normal_
 
-from ..checkpoint import resize_bias_table
+from ..ops import resize_bias_table
 from ..registry import MODELS
 from .layers import PatchMerging, SwinBlock, SwinStage
 from .swin_base import SwinBase, find_arch

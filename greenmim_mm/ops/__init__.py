@@ -1,7 +1,8 @@
 """Masking, token layout, window grouping and group attention: torch and numpy only."""
 
 from .attention import BACKENDS, AttentionPlan, group_attention, relative_position_index
-from .cosine import cosine_qkv, log_spaced_offsets
+from .bias_table import resize_bias_table, table_window
+from .cosine import coords_windows, cosine_qkv, log_spaced_offsets
 from .grouping import Grouping, attention_cost, group_windows, pack_windows
 from .layout import (
     GroupPlan,
@@ -36,6 +37,7 @@ __all__ = [
     'as_unit_mask',
     'attention_cost',
     'check_mask_ratio',
+    'coords_windows',
     'cosine_qkv',
     'dense_plan',
     'gelu_linear',
@@ -50,6 +52,8 @@ __all__ = [
     'pack_windows',
     'random_mask',
     'relative_position_index',
+    'resize_bias_table',
+    'table_window',
     'to_device',
     'unit_grid',
     'visible_patches',

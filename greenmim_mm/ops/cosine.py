@@ -100,3 +100,24 @@ def log_spaced_offsets(window_size: int, pretrained_window_size: int = 0) -> Ten
     offset = torch.arange(1 - window_size, window_size, dtype=torch.float64) / largest * 8
     offset = offset.sign() * torch.log2(offset.abs() + 1) / math.log2(8)
     return torch.stack(torch.meshgrid(offset, offset, indexing='ij'), dim=-1)[None].float()
+
+
+def coords_windows(coords: Tensor) -> tuple[int, int]:
+    """Window and pre-training window of offsets: the inverse of :func:`log_spaced_offsets`.
+
+    Args:
+        coords: ``(1, 2 * w - 1, 2 * w - 1, 2)``, a ``relative_coords_table`` of any Swin V2.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    side = coords.shape[1] if coords.ndim == 4 else 0
+    if side % 2 == 0 or coords.shape != (1, side, side, 2):
+        raise ValueError(
+            'a relative_coords_table has shape (1, 2 * window_size - 1, 2 * window_size - 1, 2), '
+            f'not {tuple(coords.shape)}'
+        )
+    window_size = (side + 1) // 2
+    farthest = (2 ** (coords.float().max().item() * 3) - 1) / 8
+    pretrained = round((window_size - 1) / farthest) + 1 if farthest > 0 else window_size
+    return window_size, pretrained

@@ -17,7 +17,7 @@ from mmengine.logging import MMLogger
 from mmengine.utils import track_iter_progress
 from torch import Tensor, nn
 
-from ..checkpoint import atomic_path, check_destination
+from ..fileio import atomic_path, check_destination
 from ..ops import mask_generator, random_mask, unit_grid
 from ..registry import MODELS
 from .reconstruction import IMAGE_SUFFIXES, read_image

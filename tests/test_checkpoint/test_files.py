@@ -26,10 +26,10 @@ from greenmim_mm.checkpoint import (
     load_backbone_state_dict,
     load_model_state_dict,
     read_checkpoint,
-    resize_bias_table,
-    write_checkpoint,
+    save_checkpoint,
 )
 from greenmim_mm.models import GreenMIM, GreenSwin
+from greenmim_mm.ops import resize_bias_table
 
 ARCH = dict(embed_dims=8, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4))
 
@@ -422,18 +422,6 @@ def test_resize_bias_table_is_mmdets(monkeypatch, tmp_path):
         assert torch.equal(resize_bias_table(source.state_dict()[name], 23**2), table)
 
 
-@pytest.mark.parametrize('shape, rows', [((8, 2), 9), ((9, 2), 16), ((9,), 25), ((16, 2), 25)])
-def test_resize_bias_table_refuses(shape, rows):
-    with pytest.raises(ValueError, match='bias table'):
-        resize_bias_table(torch.zeros(shape), rows)
-
-
-def test_resize_bias_table_keeps_dtype():
-    table = torch.rand(25, 3).half()
-    assert torch.equal(resize_bias_table(table, 25), table)
-    assert resize_bias_table(table, 49).dtype == torch.float16
-
-
 def test_load_model(runner_file):
     model = tiny_model()
     load_model_state_dict(model, runner_file)
@@ -460,26 +448,21 @@ def test_load_model_is_strict(tmp_path, change, num_lost, message):
     assert_same(model, before)
 
 
-def test_write_checkpoint(tmp_path):
+def test_saving_is_whole_or_not_at_all(tmp_path):
     path = tmp_path / 'x.pth'
-    write_checkpoint({'state_dict': {'w': torch.ones(2)}}, path)
+    save_checkpoint({'w': torch.ones(2)}, path, 'mmdet')
     with pytest.raises(FileExistsError, match='--force'):
-        write_checkpoint({'state_dict': {'w': torch.zeros(2)}}, path)
+        save_checkpoint({'w': torch.zeros(2)}, path, 'mmdet')
     assert read_checkpoint(path)['state_dict']['w'].tolist() == [1, 1]
-    write_checkpoint({'state_dict': {'w': torch.zeros(2)}}, path, force=True)
+    save_checkpoint({'w': torch.zeros(2)}, path, 'mmdet', force=True)
     assert read_checkpoint(path)['state_dict']['w'].tolist() == [0, 0]
     with pytest.raises(FileNotFoundError, match='folder .*none does not exist'):
-        write_checkpoint({}, tmp_path / 'none' / 'x.pth')
+        save_checkpoint({}, tmp_path / 'none' / 'x.pth', 'mmdet')
     with pytest.raises(FileExistsError, match='is a folder'):
-        write_checkpoint({}, tmp_path, force=True)
-
-
-def test_write_checkpoint_is_atomic(tmp_path):
-    path = tmp_path / 'x.pth'
-    write_checkpoint({'a': 1}, path)
+        save_checkpoint({}, tmp_path, 'mmdet', force=True)
     before = path.read_bytes()
     with pytest.raises((AttributeError, pickle.PicklingError, TypeError)):
-        write_checkpoint({'a': torch.zeros(100), 'b': lambda: None}, path, force=True)
+        save_checkpoint({'a': torch.zeros(9)}, path, 'mmdet', {'b': lambda: None}, force=True)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ['x.pth']
     other = tmp_path / 'plain'
