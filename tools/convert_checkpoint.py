@@ -127,6 +127,7 @@ def _convert(args: argparse.Namespace) -> tuple[int, str]:
     if result.verification is not None:
         lines.append(f'verified: {result.verification.summary()}')
     lines.append(f'wrote {args.dst}')
+    lines.append(f'build it with: {printable(result.usage, 2000)}')
     if args.report is not None:
         with atomic_path(args.report, args.force) as temporary:
             temporary.write_text(json.dumps(_account(result), indent=2) + '\n', 'utf-8')
@@ -140,6 +141,7 @@ def _account(result: FileConversion) -> dict:
         report=asdict(result.report) | {'lossless': result.report.lossless},
         architecture=asdict(result.architecture) | {'name': result.architecture.name},
         meta=result.meta,
+        usage=result.usage,
     )
     if result.verification is not None:
         account['verification'] = asdict(result.verification)

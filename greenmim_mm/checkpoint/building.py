@@ -1,37 +1,34 @@
 """How the model that a checkpoint is for is built: as arguments, and as a line of Python."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .architecture import Architecture
-from .reading import CONFIG_FILE
+from torch import Tensor
 
-# timm's own sizes; what has none is built from the first of its version with other arguments.
+from .architecture import Architecture
+
+# timm's own sizes; what is none of them is built from its tiny one with other arguments.
 _TIMM = {
-    1: (
-        'swin_tiny_patch4_window7_224',
-        'swin_small_patch4_window7_224',
-        'swin_base_patch4_window7_224',
-        'swin_base_patch4_window12_384',
-        'swin_large_patch4_window7_224',
-        'swin_large_patch4_window12_384',
-    ),
-    2: (
-        'swinv2_tiny_window8_256',
-        'swinv2_tiny_window16_256',
-        'swinv2_small_window8_256',
-        'swinv2_small_window16_256',
-        'swinv2_base_window8_256',
-        'swinv2_base_window16_256',
-        'swinv2_base_window12_192',
-        'swinv2_base_window12to16_192to256',
-        'swinv2_base_window12to24_192to384',
-        'swinv2_large_window12_192',
-        'swinv2_large_window12to16_192to256',
-        'swinv2_large_window12to24_192to384',
-    ),
+    1: {
+        'tiny': ('window7_224',),
+        'small': ('window7_224',),
+        'base': ('window7_224', 'window12_384'),
+        'large': ('window7_224', 'window12_384'),
+    },
+    2: {
+        'tiny': ('window8_256', 'window16_256'),
+        'small': ('window8_256', 'window16_256'),
+        'base': (
+            'window8_256',
+            'window16_256',
+            'window12_192',
+            'window12to16_192to256',
+            'window12to24_192to384',
+        ),
+        'large': ('window12_192', 'window12to16_192to256', 'window12to24_192to384'),
+    },
 }
 _TORCHVISION_WINDOWS = {1: 7, 2: 8}
 
@@ -64,7 +61,7 @@ def build_line(
     architecture: Architecture,
     target: str,
     path: str | Path,
-    num_classes: int = 0,
+    state_dict: Mapping[str, Tensor],
     config: Mapping[str, Any] | None = None,
 ) -> str:
     """One line that builds the model which a file is for, with its parameters where it can.
@@ -73,34 +70,35 @@ def build_line(
         architecture: The network in the file.
         target: Format of the file.
         path: The file.
-        num_classes: Rows of the classifier in it; 0 if it has none.
-        config: For 'huggingface' what :data:`~greenmim_mm.checkpoint.reading.CONFIG_FILE` holds.
+        state_dict: The parameters in it, under its names.
+        config: ``config.json`` beside them, if they are in a folder of transformers.
 
     Returns:
         The line, or in brackets why there is none.
     """
     path = str(path)
     if target == 'huggingface':
-        names = (config or {}).get('architectures')
-        name = names[0] if isinstance(names, list) and names else 'AutoModel'
         if config is None:
-            return f'(needs a folder with {CONFIG_FILE})'
+            return '(transformers opens a folder with config.json)'
+        names = config.get('architectures')
+        name = names[0] if isinstance(names, list) and names else 'AutoModel'
         return f'transformers.{name}.from_pretrained({path!r})'
+    classes = state_dict.get('head.fc.weight' if target == 'timm' else 'head.weight', ())
     try:
-        call = build_call(architecture, target, num_classes)
+        call = build_call(architecture, target, len(classes))
     except ValueError as error:
         return f'({error})'
     if target == 'timm':
-        return str(Call(call.function, {**call.arguments, 'checkpoint_path': path}, call.first))
-    if call.function == 'dict':
+        call = replace(call, arguments={**call.arguments, 'checkpoint_path': path})
+    elif call.function == 'dict':
         loaded = dict(type='Pretrained', checkpoint=path)
-        # mmdet's Swin removes it by itself.
-        if not call.arguments['type'].startswith('mmdet.'):
+        # The others find it out by themselves.
+        if 'mmpretrain' in call.arguments['type'] and any(k[:9] == 'backbone.' for k in state_dict):
             loaded['prefix'] = 'backbone.'
-        return str(Call('dict', {**call.arguments, 'init_cfg': loaded}))
-    if target == 'torchvision':
+        call = replace(call, arguments={**call.arguments, 'init_cfg': loaded})
+    elif target == 'torchvision':
         load = 'safetensors.torch.load_file' if path.endswith('.safetensors') else 'torch.load'
-        head = '' if num_classes else 'model.head = torch.nn.Identity(); '
+        head = '' if len(classes) else 'model.head = torch.nn.Identity(); '
         return f'model = {call}; {head}model.load_state_dict({load}({path!r}))'
     return str(call)
 
@@ -147,14 +145,10 @@ def _sizes(arch: Architecture) -> dict[str, Any]:
 
 
 def _unusual(arch: Architecture, **names: str) -> dict[str, Any]:
-    """What is not as in every stock Swin: ``name of an attribute=its name in the library``."""
+    """What is not as in every stock Swin, under the library's names for it."""
     usual = dict(patch_size=4, in_channels=3, mlp_ratio=4.0, qkv_bias=True)
-    found = {names.get(name, name): getattr(arch, name) for name in usual}
-    return {
-        names.get(name, name): found[names.get(name, name)]
-        for name, value in usual.items()
-        if found[names.get(name, name)] != value
-    }
+    values = {name: getattr(arch, name) for name in usual}
+    return {names.get(k, k): value for k, value in values.items() if value != usual[k]}
 
 
 def _one_window(arch: Architecture, network: str) -> int:
@@ -246,13 +240,15 @@ def _timm(arch: Architecture, num_classes: int, side: int, stock: bool) -> Call:
     maps = [side // arch.patch_size >> stage for stage in range(len(windows))]
     # timm itself shrinks a window to a smaller map, and only new releases take one per stage.
     shrunk = all(w == min(windows[0], size) for w, size in zip(windows, maps, strict=True))
+    prefix = {1: 'swin_{}_patch4_', 2: 'swinv2_{}_'}[arch.version]
     own = f'window{windows[0]}_{side}'
     if scale is not None:
         own = f'window{scale[0]}to{windows[0]}_{32 * scale[-1]}to{side}'
-    version = {1: 'swin_{}_patch4_', 2: 'swinv2_{}_'}[arch.version]
-    name = version.format(arch.name) + own
-    if not (stock and shrunk and name in _TIMM[arch.version] and not more):
-        name = _TIMM[arch.version][0]
+    known = _TIMM[arch.version]
+    if stock and shrunk and not more and own in known.get(arch.name, ()):
+        name = prefix.format(arch.name) + own
+    else:
+        name = prefix.format('tiny') + known['tiny'][0]
         sizes = dict(img_size=side, **_sizes(arch), window_size=windows[0] if shrunk else windows)
         more = sizes | more | _scale(arch)
     return Call('timm.create_model', dict(**more, num_classes=num_classes), name)

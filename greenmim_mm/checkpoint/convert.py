@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..fileio import check_apart
 from .architecture import Architecture, check_window_size
+from .building import build_line
 from .formats import AUTO, find_format
 from .huggingface import check_settings, make_config
 from .network import network_of, read_network
@@ -41,6 +42,7 @@ class FileConversion:
         report: The account of every key.
         architecture: The network in it.
         meta: The note that was written with it.
+        usage: The line of Python that builds the target's model, see :func:`build_line`.
         verification: What ``verify`` found, if it was given.
     """
 
@@ -48,6 +50,7 @@ class FileConversion:
     report: ConversionReport
     architecture: Architecture
     meta: dict[str, Any]
+    usage: str
     verification: Any = None
 
 
@@ -127,7 +130,8 @@ def convert_file(
         if verify:
             expected = cast(network.state_dict, dtype)
             verification = verify(temporary, target, expected, network.architecture)
-    return FileConversion(dst, spelled.report, network.architecture, note, verification)
+    usage = build_line(network.architecture, target, dst, state_dict, config)
+    return FileConversion(dst, spelled.report, network.architecture, note, usage, verification)
 
 
 def convert_state_dict(

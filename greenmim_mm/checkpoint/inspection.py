@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from .architecture import Architecture
+from .building import build_line
 from .formats import AUTO, FORMATS
 from .network import read_network
 from .notes import licence_of, sha256
-from .text import printable
+from .text import MAX_LENGTH, printable
 from .transforms import BUFFERS
 
 
@@ -31,6 +32,7 @@ class Inspection:
         meta: What the file says about itself.
         licence: Licence note that comes with it or its format, or None.
         others: What else it holds, e.g. 'optimizer', and parts of a model beside the backbone.
+        usage: The line of Python that builds its model, see :func:`build_line`.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class Inspection:
     meta: dict[str, Any]
     licence: str | None
     others: tuple[str, ...]
+    usage: str
 
     def summary(self) -> str:
         """All of it, a line each."""
@@ -83,8 +86,12 @@ class Inspection:
             if key not in shown:
                 lines[f'meta {printable(key)}'] = value
         lines['also holds'] = ', '.join(self.others) or 'nothing'
+        lines['build it with'] = self.usage
         width = max(map(len, lines))
-        return '\n'.join(f'{name:{width}}  {printable(value)}' for name, value in lines.items())
+        return '\n'.join(
+            f'{name:{width}}  {printable(value, MAX_LENGTH if name[:4] == "meta" else 1000)}'
+            for name, value in lines.items()
+        )
 
 
 def inspect_checkpoint(path: str | Path, source: str = AUTO, trust: bool = False) -> Inspection:
@@ -127,6 +134,7 @@ def inspect_checkpoint(path: str | Path, source: str = AUTO, trust: bool = False
         meta=checkpoint.meta,
         licence=licence_of(checkpoint, network.source),
         others=tuple(name for name in checkpoint.left_out if name != 'meta'),
+        usage=build_line(architecture, network.source, path, state_dict, checkpoint.config),
     )
 
 

@@ -1,5 +1,6 @@
 """Reading, loading and writing checkpoint files."""
 
+import hashlib
 import os
 import pickle
 import tarfile
@@ -7,6 +8,8 @@ import zipfile
 from collections import Counter, OrderedDict
 from contextlib import contextmanager
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 import torch
@@ -372,6 +375,85 @@ def test_window_12_loads_window_7(tmp_path):
             expected = own_index
         assert torch.equal(value, expected), name
     assert target(torch.rand(1, 3, 64, 64))[0].isfinite().all()
+
+
+def test_other_windows_are_told(tmp_path):
+    path = tmp_path / 'x.pth'
+    torch.save({'state_dict': tiny_swin(window_size=7).state_dict()}, path)
+    assert 'tables' not in load_backbone_state_dict(tiny_swin(window_size=7), path)
+    target = tiny_swin(window_size=(12, 12, 12, 7))
+    report = load_backbone_state_dict(target, path)
+    assert 'bias tables resized: 4 from window 7 to 12' in report
+
+
+def test_the_remedy_names_the_converter(tmp_path):
+    """An installed package has no tools/."""
+    torch.save({'state_dict': spoiled_weights('missing')}, tmp_path / 'x.pth')
+    with pytest.raises(CheckpointError, match=r'tools/convert_checkpoint\.py, or greenmim convert'):
+        load_backbone_state_dict(tiny_swin(), tmp_path / 'x.pth')
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A folder that is served, its address, and the requests; downloads go to a folder of ours."""
+    folder, requests = tmp_path / 'served', []
+    folder.mkdir()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, *args):
+            requests.append(self.path)
+
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    for name in ('http_proxy', 'HTTP_PROXY', 'https_proxy', 'HTTPS_PROXY', 'all_proxy'):
+        monkeypatch.delenv(name, raising=False)
+    with ThreadingHTTPServer(('127.0.0.1', 0), Handler) as http:
+        thread = Thread(target=http.serve_forever)
+        thread.start()
+        yield folder, f'http://127.0.0.1:{http.server_port}', requests
+        http.shutdown()
+        thread.join()
+
+
+def test_init_cfg_with_an_address(server, tmp_path):
+    folder, address, requests = server
+    source = tiny_swin()
+    torch.save({'state_dict': source.state_dict()}, folder / 'swin small.pth')
+    url = f'{address}/swin%20small.pth?download=true'
+    for _ in range(2):
+        backbone = tiny_swin(init_cfg=dict(type='Pretrained', checkpoint=url))
+        backbone.init_weights()
+        assert_same(backbone, source.state_dict())
+    assert len(requests) == 1
+    assert [file.name for file in (tmp_path / 'hub' / 'checkpoints').iterdir()] == [
+        'swin small.pth'
+    ]
+
+
+def test_downloads_are_read_safely(server, tmp_path):
+    folder, address, _ = server
+    content = {'state_dict': {}, 'x': Payload(os.system, f'touch {tmp_path / "ran"}')}
+    torch.save(content, folder / 'evil.pth')
+    with pytest.raises(CheckpointError, match='could run code'):
+        load_backbone_state_dict(tiny_swin(), f'{address}/evil.pth')
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_downloads_that_fail(server, tmp_path):
+    folder, address, _ = server
+    with pytest.raises(OSError, match=rf'{address}/none\.pth could not be downloaded: .*404'):
+        load_backbone_state_dict(tiny_swin(), f'{address}/none.pth')
+    with pytest.raises(FileNotFoundError, match='names no file'):
+        load_backbone_state_dict(tiny_swin(), f'{address}/')
+    torch.save({'state_dict': tiny_swin().state_dict()}, folder / 'swin-00000000.pth')
+    with pytest.raises(CheckpointError, match='not what its name promises'):
+        load_backbone_state_dict(tiny_swin(), f'{address}/swin-00000000.pth')
+    assert list((tmp_path / 'hub' / 'checkpoints').iterdir()) == []
+    digest = hashlib.sha256((folder / 'swin-00000000.pth').read_bytes()).hexdigest()
+    (folder / 'swin-00000000.pth').rename(folder / f'swin-{digest[:8]}.pth')
+    load_backbone_state_dict(tiny_swin(), f'{address}/swin-{digest[:8]}.pth')
 
 
 def load_into_mmdet(monkeypatch, path, **changes):

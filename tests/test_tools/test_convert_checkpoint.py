@@ -89,6 +89,7 @@ def test_converts(capsys, tmp_path, src, weights, target):
     assert ('pre-training decoder' in out) != keep_all
     assert 'left out of the file: meta, message_hub, optimizer, param_schedulers' in out
     assert f'wrote {dst}' in out
+    assert f"build it with: dict(type='{target}." in out and f"checkpoint='{dst}'" in out
 
 
 def test_authors_file(capsys, tmp_path, src, weights):
@@ -246,7 +247,7 @@ def test_windows_and_dtype(capsys, tmp_path, src, window, expected):
 def test_inspect(capsys, tmp_path, src):
     tool.main(['inspect', str(src)])
     out = capsys.readouterr().out
-    for text in ('greenmim_mm', 'GreenMIM pre-training', 'sha256', 'message_hub', 'epoch'):
+    for text in ('greenmim_mm', 'GreenMIM pre-training', 'sha256', 'message_hub', 'epoch', 'dict('):
         assert text in out
     (tmp_path / 'x.pth').write_text('hello')
     assert 'no checkpoint' in refusal(capsys, 'inspect', tmp_path / 'x.pth')
