@@ -330,7 +330,7 @@ def _guess(own: Mapping[str, Tensor]) -> Architecture:
         for leaf, ndim in (('norm1.weight', 1), ('norm2.weight', 1), (_ATTN + 'proj.weight', 2))
         for stage, size in sizes(leaf, 0, ndim)
     ]
-    embed_dims = _vote(widths, 1)
+    embed_dims = max(_vote(widths, 1), 1)
     heads_leaf = (_ATTN + TABLE, 1, 2) if version == 1 else (_ATTN + 'logit_scale', 0, 3)
     projection = own.get('patch_embed.projection.weight')
     has_patches = projection is not None and projection.ndim == 4
@@ -387,7 +387,10 @@ def _pretrained_windows(own: Mapping[str, Tensor]) -> tuple[int, ...] | None:
     keys = [f'stages.{stage}.blocks.0.{_ATTN}{COORDS}' for stage in range(NUM_STAGES)]
     if any(key not in own for key in keys):
         return None
-    return tuple(coords_windows(own[key])[1] for key in keys)
+    try:
+        return tuple(coords_windows(own[key])[1] for key in keys)
+    except OverflowError as error:
+        raise CheckpointError(f'{keys[0]} and its like hold no offsets of a Swin V2') from error
 
 
 def _check_keys(

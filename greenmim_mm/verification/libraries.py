@@ -75,10 +75,8 @@ def green_swin(
     with_buffers: bool = False,
 ) -> Model:
     """GreenSwin with these parameters, and with these buffers or its own."""
-    call = build_call(architecture, 'greenmim_mm')
-    arguments = {key: value for key, value in call.arguments.items() if key != 'type'}
     kind = GreenSwin if architecture.version == 1 else GreenSwinV2
-    module = kind(**arguments, pad_small_map=pad_small_map)
+    module = kind(**_config(build_call(architecture, 'greenmim_mm')), pad_small_map=pad_small_map)
     own = module.state_dict()
     buffers = {name for name, _ in module.named_buffers()}
     norms = () if architecture.output_norms else ('norm3.weight', 'norm3.bias')
@@ -112,36 +110,30 @@ def _backbone(path: Path) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
 
 
-def _build(kind: Callable[..., nn.Module], call: Call, **more: Any) -> nn.Module:
-    """The model of a config, with arguments that only a comparison needs."""
-    arguments = {key: value for key, value in call.arguments.items() if key != 'type'}
-    return kind(**arguments, **more)
+def _config(call: Call) -> dict[str, Any]:
+    """Arguments of the class that a config names."""
+    return {key: value for key, value in call.arguments.items() if key != 'type'}
 
 
 def _mmdet(path: Path, target: str, architecture: Architecture, side: int) -> Model:
     swin = _import('mmdet.models.backbones.swin', 'mmdet').SwinTransformer
-    module = _build(swin, build_call(architecture, target), pretrain_img_size=side)
+    module = swin(**_config(build_call(architecture, target)), pretrain_img_size=side)
     module.load_state_dict(_backbone(path))
     places = _openmmlab_places(module, architecture)
     return Model('mmdet.SwinTransformer', module, places, pad_small_map=True)
 
 
 def _mmpretrain(path: Path, target: str, architecture: Architecture, side: int) -> Model:
-    swin = _import('mmpretrain.models.backbones', 'mmpretrain').SwinTransformer
-    module = _build(swin, build_call(architecture, target, image_size=side))
-    module.load_state_dict(_backbone(path))
-    return Model('mmpretrain.SwinTransformer', module, _openmmlab_places(module, architecture))
-
-
-def _mmpretrain_v2(path: Path, target: str, architecture: Architecture, side: int) -> Model:
-    swin = _import('mmpretrain.models.backbones', 'mmpretrain').SwinTransformerV2
-    module = _build(swin, build_call(architecture, target, image_size=side))
-    # While loading it takes its buffers out of the file's parameters and keeps its own.
-    buffers = {name for name, _ in module.named_buffers()}
-    keys = module.load_state_dict(_backbone(path), strict=False)
+    call = build_call(architecture, target, image_size=side)
+    name = call.arguments['type']
+    kind = getattr(_import('mmpretrain.models.backbones', 'mmpretrain'), name.split('.')[1])
+    module = kind(**_config(call))
+    # While loading V2 takes its buffers out of the file's parameters and keeps its own.
+    buffers = {key for key, _ in module.named_buffers()} if architecture.version == 2 else set()
+    keys = module.load_state_dict(_backbone(path), strict=architecture.version == 1)
     if wrong := [*(set(keys.missing_keys) - buffers), *keys.unexpected_keys]:
-        raise VerificationError(f'mmpretrain.SwinTransformerV2 does not accept the file: {wrong}')
-    return Model('mmpretrain.SwinTransformerV2', module, _openmmlab_places(module, architecture))
+        raise VerificationError(f'{name} does not accept the file: {wrong}')
+    return Model(name, module, _openmmlab_places(module, architecture))
 
 
 def _timm(path: Path, target: str, architecture: Architecture, side: int) -> Model:
@@ -195,7 +187,7 @@ def _num_classes(state_dict: Mapping[str, Tensor], key: str) -> int:
 LIBRARIES: Mapping[tuple[str, int], Callable[[Path, str, Architecture, int], Model]] = {
     ('mmdet', 1): _mmdet,
     ('mmpretrain', 1): _mmpretrain,
-    ('mmpretrain', 2): _mmpretrain_v2,
+    ('mmpretrain', 2): _mmpretrain,
     ('timm', 1): _timm,
     ('timm', 2): _timm,
     ('huggingface', 1): _huggingface,

@@ -172,3 +172,16 @@ def test_wrong_windows(window):
     arch = Architecture(1, window_sizes=(7, 7, 7, 7), **ARCH)
     with pytest.raises(ValueError, match='positive integer or 4 of them'):
         arch.with_window(window)
+
+
+@pytest.mark.parametrize('version', [1, 2])
+def test_empty_layers_and_endless_offsets(version):
+    """Values that nobody trains; a crafted file must end in a sentence, not in a traceback."""
+    weights = green_swin(version).state_dict()
+    empty = {key: value[:0] for key, value in weights.items()}
+    with pytest.raises(CheckpointError, match='has shape'):
+        infer_architecture(empty)
+    if version == 2:
+        coords = {k: v * 1e30 for k, v in weights.items() if k.endswith('coords_table')}
+        with pytest.raises(CheckpointError, match='no offsets'):
+            infer_architecture(weights | coords)

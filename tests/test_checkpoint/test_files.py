@@ -3,6 +3,8 @@
 import hashlib
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections import Counter, OrderedDict
@@ -430,6 +432,41 @@ def test_init_cfg_with_an_address(server, tmp_path):
     assert [file.name for file in (tmp_path / 'hub' / 'checkpoints').iterdir()] == [
         'swin small.pth'
     ]
+
+
+FETCH = """
+import sys
+import torch.distributed as dist
+from greenmim_mm.checkpoint import fetch
+url, store, rank = sys.argv[1:]
+dist.init_process_group('gloo', init_method=f'file://{store}', rank=int(rank), world_size=2)
+print(fetch(url).read_text())
+"""
+
+
+@pytest.mark.parametrize('name', ['there.pth', 'none.pth'])
+def test_one_process_downloads_for_all(server, tmp_path, name):
+    folder, address, requests = server
+    (folder / 'there.pth').write_text('parameters')
+    environment = {**os.environ, 'TORCH_HOME': str(tmp_path / 'home')}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, '-c', FETCH, f'{address}/{name}', tmp_path / 'store', str(rank)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        if name == 'there.pth':
+            assert (process.returncode, out) == (0, 'parameters\n'), err
+        else:  # neither waits for the other
+            assert process.returncode != 0 and 'could not be downloaded' in err
+    if name == 'there.pth':
+        assert requests == ['/there.pth']
 
 
 def test_downloads_are_read_safely(server, tmp_path):
