@@ -88,8 +88,9 @@ class Inspection:
         lines['also holds'] = ', '.join(self.others) or 'nothing'
         lines['build it with'] = self.usage
         width = max(map(len, lines))
+        # A line of Python is of use as a whole.
         return '\n'.join(
-            f'{name:{width}}  {printable(value, MAX_LENGTH if name[:4] == "meta" else 1000)}'
+            f'{name:{width}}  {printable(value, 1000 if value is self.usage else MAX_LENGTH)}'
             for name, value in lines.items()
         )
 
