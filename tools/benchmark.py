@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from greenmim_mm.benchmark import grouping, measure, report
-    from greenmim_mm.checkpoint import check_destination
+    from greenmim_mm.fileio import check_destination
 
     args.device = torch.device(args.device)
     with errors_in_one_line(parser, OSError, ValueError):

@@ -21,17 +21,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from greenmim_mm.checkpoint import (
-    FORMATS,
-    FileConversion,
-    VerificationError,
-    atomic_path,
-    check_destination,
-    convert_file,
-    inspect_checkpoint,
-)
+from greenmim_mm.checkpoint import FORMATS, FileConversion, convert_file, inspect_checkpoint
 from greenmim_mm.checkpoint.text import printable
-from greenmim_mm.checkpoint.writing import check_apart
+from greenmim_mm.fileio import atomic_path, check_apart, check_destination
+from greenmim_mm.verification import VerificationError, verify_network
 
 _WRONG_NETWORK, _REFUSED, _LOST, _INTERRUPTED = 1, 2, 3, 130
 
@@ -120,7 +113,7 @@ def _convert(args: argparse.Namespace) -> tuple[int, str]:
         window_size=args.window_size,
         pretrained_window_size=args.pretrained_window_size,
         dtype=args.dtype,
-        verify=args.verify,
+        verify=verify_network if args.verify else None,
         strict=args.strict,
         trust=args.trust,
         key=args.key,
@@ -134,6 +127,7 @@ def _convert(args: argparse.Namespace) -> tuple[int, str]:
     if result.verification is not None:
         lines.append(f'verified: {result.verification.summary()}')
     lines.append(f'wrote {args.dst}')
+    lines.append(f'build it with: {printable(result.usage, 2000)}')
     if args.report is not None:
         with atomic_path(args.report, args.force) as temporary:
             temporary.write_text(json.dumps(_account(result), indent=2) + '\n', 'utf-8')
@@ -147,6 +141,7 @@ def _account(result: FileConversion) -> dict:
         report=asdict(result.report) | {'lossless': result.report.lossless},
         architecture=asdict(result.architecture) | {'name': result.architecture.name},
         meta=result.meta,
+        usage=result.usage,
     )
     if result.verification is not None:
         account['verification'] = asdict(result.verification)

@@ -135,6 +135,8 @@ def coords_windows(coords: Tensor) -> tuple[int, int]:
             f'not {tuple(coords.shape)}'
         )
     window_size = (side + 1) // 2
-    farthest = (2 ** (coords.float().max().item() * 3) - 1) / 8
+    farthest = (torch.exp2(coords.double().max() * 3).item() - 1) / 8
+    if not math.isfinite(farthest):
+        raise ValueError('offsets of this relative_coords_table are not finite, or far too large')
     pretrained = round((window_size - 1) / farthest) + 1 if farthest > 0 else window_size
     return window_size, pretrained

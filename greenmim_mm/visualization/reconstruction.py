@@ -10,7 +10,8 @@ from mmengine.registry import DefaultScope
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor, nn
 
-from ..checkpoint import atomic_path, check_destination, load_model_state_dict
+from ..checkpoint import load_model_state_dict
+from ..fileio import atomic_path, check_destination
 from ..ops import (
     UNIT_SIZE,
     as_unit_mask,

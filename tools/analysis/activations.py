@@ -235,7 +235,7 @@ def _train(model: nn.Module, images: Tensor, settings: Settings) -> tuple[float,
 
 def save_report(report: Report, path: str | Path, force: bool = False) -> None:
     """Write all numbers as JSON."""
-    from greenmim_mm.checkpoint import atomic_path
+    from greenmim_mm.fileio import atomic_path
 
     with atomic_path(path, force) as temporary:
         temporary.write_text(json.dumps(asdict(report), indent=2) + '\n', encoding='utf-8')
@@ -247,7 +247,7 @@ def draw_report(report: Report, path: str | Path, force: bool = False) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 
-    from greenmim_mm.checkpoint import atomic_path
+    from greenmim_mm.fileio import atomic_path
 
     figure = Figure(figsize=(9, 6), layout='constrained')
     grid = figure.subplots(2, 2, sharex=True, sharey='row')
@@ -297,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     picture, force, folder = (options.pop(name) for name in ('out', 'force', 'images'))
     numbers = Path(picture).with_suffix('.json')
     with errors_in_one_line(parser, OSError, ValueError, ImportError):
-        from greenmim_mm.checkpoint import check_destination
+        from greenmim_mm.fileio import check_destination
         from greenmim_mm.visualization import check_picture_path
 
         # Before hours of work, not after.

@@ -2,19 +2,14 @@
 
 import builtins
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny_swins import pretrained_file, pretrained_weights
 
-from greenmim_mm.checkpoint import (
-    FORMATS,
-    VerificationError,
-    convert_file,
-    convert_state_dict,
-    verify,
-)
-from greenmim_mm.checkpoint import file_conversion as conversion
+from greenmim_mm.checkpoint import FORMATS, convert, convert_file, convert_state_dict
+from greenmim_mm.verification import VerificationError, verify, verify_network
 
 LIBRARIES = ('mmdet', 'mmpretrain', 'timm', 'huggingface', 'torchvision')
 
@@ -29,7 +24,7 @@ def destination(folder, target, suffix='.pth'):
 def test_every_target(tmp_path, target, version):
     src = pretrained_file(tmp_path, version=version)
     dst = destination(tmp_path, target)
-    found = convert_file(src, dst, target, verify=True).verification
+    found = convert_file(src, dst, target, verify=verify_network).verification
     assert found.passed and found.largest < 1e-5
     assert {f'stage {stage}' for stage in range(4)} <= found.differences.keys()
     assert 'norm 3' in found.differences
@@ -38,7 +33,7 @@ def test_every_target(tmp_path, target, version):
     assert ('converted back' in found.summary()) != found.independent
     # The same, asked for later and in the other direction: the file is the source now.
     assert verify(src, dst, target=target).differences == found.differences
-    convert_file(dst, tmp_path / 'back.pth', 'mmpretrain', target, verify=True)
+    convert_file(dst, tmp_path / 'back.pth', 'mmpretrain', target, verify=verify_network)
     # A file of the same network, but with other numbers.
     other = pretrained_weights(version)
     other['backbone.stages.1.blocks.0.norm2.bias'] += 0.01
@@ -50,7 +45,9 @@ def test_every_target(tmp_path, target, version):
 @pytest.mark.parametrize('target', LIBRARIES)
 def test_other_windows(tmp_path, target):
     src = pretrained_file(tmp_path)
-    result = convert_file(src, destination(tmp_path, target), target, window_size=3, verify=True)
+    result = convert_file(
+        src, destination(tmp_path, target), target, window_size=3, verify=verify_network
+    )
     assert result.verification.side == 96
     assert result.architecture.window_size == 3
 
@@ -60,19 +57,25 @@ def test_rounded_numbers_are_the_same_network(tmp_path, dtype):
     src = pretrained_file(tmp_path)
     for target in ('timm', 'huggingface'):
         dst = destination(tmp_path, target)
-        assert convert_file(src, dst, target, dtype=dtype, verify=True).verification.passed
+        assert convert_file(
+            src, dst, target, dtype=dtype, verify=verify_network
+        ).verification.passed
 
 
 def test_windows_of_their_own_per_stage(tmp_path):
     src = pretrained_file(tmp_path, window_size=(4, 4, 4, 2))
     for target in ('timm', 'mmpretrain'):
-        found = convert_file(src, destination(tmp_path, target), target, verify=True).verification
+        found = convert_file(
+            src, destination(tmp_path, target), target, verify=verify_network
+        ).verification
         assert found.largest < 1e-5
     for target in ('mmdet', 'torchvision', 'huggingface'):
         with pytest.raises(ValueError, match=r'one window size.*--window-size'):
-            convert_file(src, destination(tmp_path, target), target, verify=True)
+            convert_file(src, destination(tmp_path, target), target, verify=verify_network)
         assert not destination(tmp_path, target).exists()
-        convert_file(src, destination(tmp_path, target), target, verify=True, window_size=4)
+        convert_file(
+            src, destination(tmp_path, target), target, verify=verify_network, window_size=4
+        )
 
 
 @pytest.mark.parametrize('target', LIBRARIES)
@@ -81,7 +84,8 @@ def test_wrong_conversions_are_found(tmp_path, monkeypatch, target, fault):
     """Mistakes that a converter could make; nothing may be left of the file."""
 
     def faulty(*args):
-        state_dict, report = convert(*args)
+        spelled = spell(*args)
+        state_dict = dict(spelled.state_dict)
         merging = next(k for k in state_dict if k.endswith('reduction.weight'))
         query = next(
             k for k in state_dict if k.endswith(('qkv.weight', 'attention.self.query.weight'))
@@ -94,14 +98,14 @@ def test_wrong_conversions_are_found(tmp_path, monkeypatch, target, fault):
             del state_dict[merging]
         else:
             state_dict[merging.replace('reduction.weight', 'reduction.extra')] = torch.zeros(1)
-        return state_dict, report
+        return replace(spelled, state_dict=state_dict)
 
-    convert = conversion.convert_with_report
+    spell = convert.spell
     src = pretrained_file(tmp_path)
-    monkeypatch.setattr(conversion, 'convert_with_report', faulty)
+    monkeypatch.setattr(convert, 'spell', faulty)
     message = 'not the same network' if fault in ('merging', 'qkv') else 'does not accept the file'
     with pytest.raises(VerificationError, match=message):
-        convert_file(src, destination(tmp_path, target), target, verify=True)
+        convert_file(src, destination(tmp_path, target), target, verify=verify_network)
     assert [path.name for path in tmp_path.iterdir()] == [src.name]
 
 
@@ -109,7 +113,6 @@ def test_wrong_conversions_are_found(tmp_path, monkeypatch, target, fault):
 def test_missing_library(tmp_path, monkeypatch, target):
     package = 'transformers' if target == 'huggingface' else target
     src = pretrained_file(tmp_path)
-    convert = conversion.verify_network
     real_import = builtins.__import__
 
     def without(name, *args, **kwargs):
@@ -121,11 +124,10 @@ def test_missing_library(tmp_path, monkeypatch, target):
         for name in [n for n in sys.modules if n.split('.')[0] == package]:
             monkeypatch.setitem(sys.modules, name, None)
         monkeypatch.setattr(builtins, '__import__', without)
-        return convert(*args)
+        return verify_network(*args)
 
-    monkeypatch.setattr(conversion, 'verify_network', verify_without)
     with pytest.raises(ImportError, match=f'needs the package {package}'):
-        convert_file(src, destination(tmp_path, target), target, verify=True)
+        convert_file(src, destination(tmp_path, target), target, verify=verify_without)
     assert [path.name for path in tmp_path.iterdir()] == [src.name]
 
 
@@ -134,7 +136,7 @@ def test_global_random_numbers_are_left_alone(tmp_path):
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    convert_file(src, tmp_path / 'x.pth', 'timm', verify=True)
+    convert_file(src, tmp_path / 'x.pth', 'timm', verify=verify_network)
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -142,7 +144,12 @@ def test_verify_needs_a_window_of_v2(tmp_path):
     src = tmp_path / 'timm.pth'
     torch.save(convert_state_dict(pretrained_weights(2), 'greenmim_mm', 'timm'), src)
     with pytest.raises(ValueError, match='--window-size'):
-        convert_file(src, tmp_path / 'x.pth', 'timm', verify=True)
+        convert_file(src, tmp_path / 'x.pth', 'timm', verify=verify_network)
     convert_file(
-        src, tmp_path / 'x.pth', 'timm', verify=True, window_size=2, pretrained_window_size=2
+        src,
+        tmp_path / 'x.pth',
+        'timm',
+        verify=verify_network,
+        window_size=2,
+        pretrained_window_size=2,
     )

@@ -72,7 +72,6 @@ class Layout:
         model_has: Canonical names beyond blocks and embedding that the library's model has.
         whole_models: Whether a file may hold a whole model, of which the names with the prefix
             are the backbone.
-        flat_index: Whether index buffers are ``(w ** 4,)`` rather than ``(w ** 2, w ** 2)``.
     """
 
     version: int
@@ -82,7 +81,6 @@ class Layout:
     transforms: tuple[Transform, ...] = ()
     model_has: tuple[str, ...] = ()
     whole_models: bool = False
-    flat_index: bool = False
 
     @cached_property
     def _pairs(self) -> tuple[tuple[_Template, _Template], ...]:
@@ -147,11 +145,8 @@ class Format:
 
     def to_canonical(self, key: str) -> str | None:
         """Canonical name of a key in the first layout that knows it, or None."""
-        return _first(layout.to_canonical(key) for layout in self.layouts)
-
-    def from_canonical(self, key: str) -> str | None:
-        """Name of a canonical key in the first layout that has a place for it, or None."""
-        return _first(layout.from_canonical(key) for layout in self.layouts)
+        names = (layout.to_canonical(key) for layout in self.layouts)
+        return next((name for name in names if name is not None), None)
 
     def ignores(self, key: str) -> bool:
         """Whether a key holds nothing learned."""
@@ -172,10 +167,6 @@ class Format:
             reason = self.refused.get(version, 'it has no names for it')
             raise ValueError(f'Swin V{version} cannot become {self.name}: {reason}')
         return max(layouts, key=lambda layout: count_known(layout.from_canonical, canonical))
-
-
-def _first(names: Iterable[str | None]) -> str | None:
-    return next((name for name in names if name is not None), None)
 
 
 def count_known(translate: Callable[[str], str | None], keys: Iterable[str]) -> int:

@@ -8,10 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .architecture import Architecture
-from .files import load_checkpoint
-from .formats import detect_format, find_format
-from .huggingface import check_settings
+from ..checkpoint import AUTO, Architecture, check_settings, find_format, read_network
 from .libraries import LIBRARIES, VerificationError, converted_back, green_swin
 
 TOLERANCE = 1e-4
@@ -66,7 +63,7 @@ class Verification:
 
 
 def verify(
-    src: str | Path, dst: str | Path, source: str = 'auto', target: str = 'auto'
+    src: str | Path, dst: str | Path, source: str = AUTO, target: str = AUTO
 ) -> Verification:
     """Compare two checkpoints: the first in GreenSwin, the second in the library of its format.
 
@@ -85,25 +82,18 @@ def verify(
         ImportError: If the library is not installed.
         ValueError: If one of them is no Swin.
     """
-    from .file_conversion import read_network  # it verifies, too
-
-    first = load_checkpoint(src, mmap=True)
-    if source == 'auto':
-        source = detect_format(list(first.state_dict))
-    canonical, architecture = read_network(first, source)
-    if first.config is not None:
-        check_settings(first.config, canonical)
-    second = load_checkpoint(dst, mmap=True)
-    if target == 'auto':
-        target = detect_format(list(second.state_dict))
+    first, second = read_network(src, source), read_network(dst, target)
+    architecture = first.architecture
+    if first.checkpoint.config is not None:
+        check_settings(first.checkpoint.config, first.state_dict)
     # Libraries are built by what the first tells; the second must not say otherwise.
-    if not architecture.pretraining_told:
+    if not architecture.scale_is_known:
         raise ValueError(
             f'{src} does not tell the windows of its pre-training, by which Swin V2 scales '
             'offsets; convert it with --window-size and --pretrained-window-size first'
         )
-    _check_windows(architecture, read_network(second, target)[1])
-    return verify_network(Path(dst), target, canonical, architecture)
+    _check_windows(architecture, second.architecture)
+    return verify_network(Path(dst), second.source, first.state_dict, architecture)
 
 
 def _check_windows(first: Architecture, second: Architecture) -> None:
@@ -111,10 +101,10 @@ def _check_windows(first: Architecture, second: Architecture) -> None:
         raise VerificationError(
             f'this is not the same network: windows {first.window_sizes} and {second.window_sizes}'
         )
-    scaling = [arch.pretrained_window_sizes or arch.window_sizes for arch in (first, second)]
-    if second.pretraining_told and scaling[0] != scaling[1]:
+    scales = [arch.pretrained_window_sizes for arch in (first, second)]
+    if scales[1] not in (None, scales[0]):
         raise VerificationError(
-            f'this is not the same network: pre-trained with windows {scaling[0]} and {scaling[1]}'
+            f'this is not the same network: pre-trained with windows {scales[0]} and {scales[1]}'
         )
 
 
