@@ -1,0 +1,1 @@
+"""What drives training and evaluation where mmengine needs help."""
