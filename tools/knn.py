@@ -10,10 +10,11 @@ Example:
 import argparse
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmengine.runner import Runner
 
-from greenmim_mm.datasets import UnreadableImageError, check_dataset
+from greenmim_mm.datasets import UnreadableImageError
 from greenmim_mm.evaluation import backbone_config, feature_config, knn_config, own_checkpoint
 
 
@@ -23,7 +24,7 @@ def parse_args(
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='file of any known format')
-    parser.add_argument('bank', metavar='LABELLED', help='folder of labelled images to compare with')
+    parser.add_argument('bank', metavar='LABELLED', help='folder of images to compare with')
     parser.add_argument('images', metavar='IMAGES', help='folder of images to classify and score')
     parser.add_argument('--k', type=int, default=20, help='neighbours that vote (default: 20)')
     parser.add_argument(
@@ -53,8 +54,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
     Raises:
         OSError, ValueError: If a file is missing or does not fit.
     """
-    for name in ('bank', 'images'):
-        check_dataset(dict(type='CustomDataset', data_root=getattr(args, name)), name)
+    for folder in (args.bank, args.images):
+        if not any(entry.is_dir() for entry in Path(folder).iterdir()):
+            raise ValueError(f'{folder} has no folder for each class of its images')
     window_size = args.window_size
     if window_size is not None and len(window_size) == 1:
         window_size = window_size[0]

@@ -6,9 +6,7 @@ _base_ = [
     '../_base_/pretrain_runtime.py',
 ]
 
-model = dict(
-    backbone=dict(type='greenmim_mm.SimMIMSwinTransformerV2', img_size=256, window_size=8)
-)
+model = dict(backbone=dict(type='greenmim_mm.SimMIMSwinTransformerV2', img_size=256, window_size=8))
 
 train_pipeline = _base_.train_pipeline
 train_pipeline[1]['scale'] = 256  # RandomResizedCrop

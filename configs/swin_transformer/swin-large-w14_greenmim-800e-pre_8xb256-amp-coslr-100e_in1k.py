@@ -12,9 +12,7 @@ model = dict(
     head=dict(in_channels=1536),
 )
 
-optim_wrapper = dict(
-    optimizer=dict(lr=1e-3 * 2048 / 512), paramwise_cfg=dict(layer_decay_rate=0.8)
-)
+optim_wrapper = dict(optimizer=dict(lr=1e-3 * 2048 / 512), paramwise_cfg=dict(layer_decay_rate=0.8))
 
 param_scheduler = [
     dict(

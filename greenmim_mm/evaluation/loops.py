@@ -45,7 +45,7 @@ class _NearestNeighbours:
         return _gathered(torch.cat(features), size), _gathered(torch.cat(labels), size)
 
     def _features(self, batch: Any) -> tuple[Tensor, Sequence]:
-        """``(B, C)`` features of a batch, averaged over the map, and what is known of the images."""
+        """``(B, C)`` features of a batch, averaged over the map, and its samples."""
         model = self.runner.model
         model = model.module if is_model_wrapper(model) else model
         data = model.data_preprocessor(batch, False)
