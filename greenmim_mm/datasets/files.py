@@ -17,7 +17,8 @@ def check_dataset(dataset: Mapping[str, Any], option: str = 'dataset') -> None:
     """Check that the files of a data set config exist.
 
     Looks at mmpretrain's image folders, mmdet's COCO data sets and mmseg's ADE20K, also inside
-    wrappers such as ``RepeatDataset``. Other data sets (some download themselves) and remote storage pass.
+    wrappers such as ``RepeatDataset``. Other data sets (some download themselves) and remote
+    storage pass.
 
     Args:
         dataset: Config of the data set.
