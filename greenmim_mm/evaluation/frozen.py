@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config
 
 from ..checkpoint import convert_file, inspect_checkpoint
 from ..checkpoint.architecture import Architecture
+
+if TYPE_CHECKING:
+    from mmpretrain.apis import FeatureExtractor
 
 # Formats whose names are GreenSwin's.
 _OWN = ('greenmim_mm', 'mmpretrain', 'mmdet')
@@ -20,7 +23,7 @@ def feature_config(
 ) -> Config:
     """Config of a model without head and of how its images are prepared.
 
-    It is what ``mmpretrain.FeatureExtractor`` takes.
+    It is what ``mmpretrain.FeatureExtractor`` needs of a config, see :func:`feature_extractor`.
 
     Args:
         checkpoint: File in the names of the backbone (see :func:`own_checkpoint`); None: the
@@ -33,7 +36,7 @@ def feature_config(
     if checkpoint is not None:
         backbone['init_cfg'] = dict(type='Pretrained', checkpoint=str(checkpoint))
     pipeline = [
-        dict(type='greenmim_mm.LoadImageFromFile'),
+        dict(type='LoadImageFromFile'),
         dict(
             type='ResizeEdge',
             scale=resize or round(img_size * 8 / 7),
@@ -58,9 +61,42 @@ def feature_config(
                 backbone=backbone,
                 neck=dict(type='GlobalAveragePooling'),
             ),
-            test_dataloader=dict(dataset=dict(pipeline=pipeline)),
+            test_dataloader=dict(dataset=dict(type='CustomDataset', pipeline=pipeline)),
         )
     )
+
+
+def feature_extractor(
+    checkpoint: str | Path,
+    window_size: Any = None,
+    img_size: int = 224,
+    resize: int | None = None,
+    device: str | None = None,
+) -> 'FeatureExtractor':
+    """mmpretrain's ``FeatureExtractor`` with the network of a checkpoint of any format.
+
+    Args:
+        checkpoint: See :func:`backbone_config`.
+        window_size: Windows to use instead of the checkpoint's.
+        img_size: See :func:`feature_config`.
+        resize: See :func:`feature_config`.
+        device: Where it runs; None: where mmpretrain sees fit.
+
+    Returns:
+        The inferencer: ``extractor('image.jpg')[0]`` is a tuple with one ``(C,)`` feature, and
+        ``extractor('image.jpg', stage='backbone')[0]`` the ``(C, H, W)`` map before averaging.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ValueError: As :func:`backbone_config`.
+    """
+    from mmpretrain.apis import FeatureExtractor, get_model
+
+    with own_checkpoint(checkpoint) as path:
+        backbone = backbone_config(path, window_size)
+        model = get_model(feature_config(path, backbone, img_size, resize), device=device)
+        # Strictly: mmengine's loader only warns of what does not fit.
+        model.backbone.init_weights()
+    return FeatureExtractor(model, pretrained=False, device=device)
 
 
 def knn_config(
@@ -86,6 +122,12 @@ def knn_config(
         num_workers: Processes that load images.
     """
 
+    # Among many images the one that cannot be read is to be named.
+    pipeline = [
+        dict(type='greenmim_mm.LoadImageFromFile'),
+        *features.test_dataloader.dataset.pipeline[1:],
+    ]
+
     def loader(folder: str | Path) -> dict:
         return dict(
             batch_size=batch_size,
@@ -95,7 +137,7 @@ def knn_config(
             dataset=dict(
                 type='CustomDataset',
                 data_root=str(folder),
-                pipeline=features.test_dataloader.dataset.pipeline,
+                pipeline=pipeline,
             ),
         )
 

@@ -1,6 +1,8 @@
 """Recipes that use the weights: what the papers say, and what they start from."""
 
 import copy
+import json
+import re
 
 import pytest
 import torch
@@ -84,6 +86,7 @@ def test_linear_probe_trains_the_head_alone():
     assert cfg.auto_scale_lr.base_batch_size == 8 * cfg.train_dataloader.batch_size == 16384
     warmup, cosine = cfg.param_scheduler
     assert (warmup.end, cosine.begin, cosine.end, cfg.train_cfg.max_epochs) == (10, 10, 90, 90)
+    cfg.model.backbone.init_cfg = None
     model = build(shrink(cfg))
     model.train()
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -105,11 +108,11 @@ def test_both_detectors_compute_the_same():
     backbones, rest = [], []
     for kind in ('swin', 'greenswin'):
         name = f'mask_rcnn/mask-rcnn_greenmim-{kind}-base-w7_fpn_amp-ms-crop-3x_coco'
-        content = load(name).to_dict()
+        content = json.loads(re.sub(r'"_scope_": "mmdet",?', '', json.dumps(load(name).to_dict())))
         content['optim_wrapper']['paramwise_cfg'] = None  # names that only one of them has
         content['model'].pop('backbone')
         # Names by which mmdet's bases are put together.
-        for key in ('max_epochs', 'pretrained', 'scales'):
+        for key in ('max_epochs', 'pretrained', 'scales', 'train_pipeline'):
             content.pop(key, None)
         rest.append(content)
         cfg = shrink(load(name))
@@ -184,8 +187,11 @@ def test_starts_from_a_recipe_of_pretraining(name):
     before = load(recipe)
     assert file == f'epoch_{before.train_cfg.max_epochs}.pth'
     ours, theirs = (hollow(one).backbone for one in (cfg, before))
-    assert ours.embed_dims == theirs.embed_dims
-    assert tuple(ours.depths) == tuple(theirs.depths)
+    shapes = [
+        (one.patch_embed.projection.out_channels, [len(stage.blocks) for stage in one.stages])
+        for one in (ours, theirs)
+    ]
+    assert shapes[0] == shapes[1]
     if 'V2' not in type(ours).__name__:
         return
     windows = getattr(theirs, 'window_sizes', None) or [

@@ -157,7 +157,9 @@ def test_baseline_differs_in_the_method_alone(name):
     for backbone in backbones:
         extra = dict(extra_norm_every_n_blocks=0) if 'V2' in backbone['type'] else {}
         backbone['arch'] = SMALL | extra
-    green, sim = (MODELS.build(backbone).eval() for backbone in backbones)
+    green, sim = (MODELS.build(backbone) for backbone in backbones)
+    green.eval()
+    sim.eval()
     sim.load_state_dict(dict(green.state_dict(), mask_token=sim.mask_token), strict=False)
     images = torch.randn(1, 3, mask['input_size'], mask['input_size'])
     with torch.no_grad():
