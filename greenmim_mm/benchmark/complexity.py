@@ -47,7 +47,8 @@ class HollowModel:
     def __init__(self, model: dict) -> None:
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         with _Hollow(self._fake):
-            self.module: nn.Module = MODELS.build(model).eval()
+            self.module: nn.Module = MODELS.build(model)
+        self.module.eval()
 
     def num_parameters(self, part: str = '') -> int:
         """Parameters of the model, or of a part such as 'backbone'."""

@@ -1,5 +1,6 @@
 """Recipes made small: the same keys, narrow networks, small images and two steps."""
 
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +25,11 @@ WIDTHS = [WIDTH << stage for stage in range(4)]
 
 def load(name: str) -> Config:
     """The recipe as it is; relative paths are those of the stand-in data, see conftest.py."""
+    return deepcopy(_read(name))
+
+
+@cache
+def _read(name: str) -> Config:
     return Config.fromfile(ROOT / 'configs' / f'{name}.py')
 
 

@@ -25,7 +25,7 @@ def coco(tmp_path):
     for name in ('1.jpg', '2.jpg'):
         (tmp_path / 'images' / name).touch()
     content = dict(
-        images=[dict(id=i, file_name=f'{i}.jpg') for i in (1, 2)],
+        images=[dict(id=i, file_name=f'{i}.jpg', height=8, width=8) for i in (1, 2)],
         categories=[dict(id=7, name='nut'), dict(id=3, name='bolt')],
         annotations=[],
     )
