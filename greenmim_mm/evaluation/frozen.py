@@ -152,6 +152,8 @@ def knn_config(
             temperature=temperature,
         ),
         work_dir=str(work_dir),
+        # mmengine tells runs apart by name and second; in one second there may be two.
+        experiment_name=Path(work_dir).name,
     )
     return Config(content)
 
