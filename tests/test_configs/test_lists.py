@@ -83,7 +83,7 @@ def test_figures_are_the_papers(listed):
         (model,) = [model for name, model in listed.items() if name.startswith(start)]
         metadata = model['Metadata']
         assert round(metadata['Parameters'] / 1e6) == millions
-        assert 0.97 * billions < metadata['FLOPs'] / 1e9 <= billions
+        assert 0.97 * billions < metadata['FLOPs'] / 1e9 < 1.005 * billions
 
 
 def table() -> list[str]:
