@@ -12,17 +12,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.runner import Runner
-
-from greenmim_mm.datasets import UnreadableImageError
-from greenmim_mm.evaluation import backbone_config, feature_config, knn_config, own_checkpoint
+from greenmim_mm.cli.errors import Parser, errors_in_one_line
 
 
 def parse_args(
     argv: Sequence[str] | None = None,
 ) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='file of any known format')
     parser.add_argument('bank', metavar='LABELLED', help='folder of images to compare with')
     parser.add_argument('images', metavar='IMAGES', help='folder of images to classify and score')
@@ -54,6 +51,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
     Raises:
         OSError, ValueError: If a file is missing or does not fit.
     """
+    from mmengine.runner import Runner
+
+    from greenmim_mm.evaluation import backbone_config, feature_config, knn_config, own_checkpoint
+
     for folder in (args.bank, args.images):
         if not any(entry.is_dir() for entry in Path(folder).iterdir()):
             raise ValueError(f'{folder} has no folder for each class of its images')
@@ -84,10 +85,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the tool; bad input ends it with exit code 2 and one line on stderr."""
     parser, args = parse_args(argv)
-    try:
+    with errors_in_one_line(parser, OSError, ValueError):
         scores = evaluate(args)
-    except (OSError, ValueError, UnreadableImageError) as error:
-        parser.exit(2, f'{parser.prog}: error: {error}\n')
     print('\n'.join(f'{name}: {value:.2f} %' for name, value in scores.items()))
 
 

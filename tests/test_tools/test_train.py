@@ -157,7 +157,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tools, small_config, tmp_path,
                 f'train_cfg.max_epochs={epochs}',
             ]
         )
-        return losses(tmp_path / work_dir), [mask.tolist() for mask in masks]
+        return losses(tmp_path / work_dir), [mask.hidden.tolist() for mask in masks]
 
     whole, whole_masks = run('whole', 3)
     assert len(whole) == len(whole_masks) == 6
