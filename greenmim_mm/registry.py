@@ -4,6 +4,9 @@ mmengine imports this module when it meets a scoped name such as ``greenmim_mm.G
 the ``locations`` are imported at the first look-up. No config needs ``custom_imports``.
 """
 
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
@@ -14,4 +17,19 @@ MODELS = Registry(
 
 TRANSFORMS = Registry(
     'transform', parent=MMENGINE_TRANSFORMS, scope='greenmim_mm', locations=['greenmim_mm.datasets']
+)
+
+DATASETS = Registry(
+    'dataset', parent=MMENGINE_DATASETS, scope='greenmim_mm', locations=['greenmim_mm.datasets']
+)
+
+DATA_SAMPLERS = Registry(
+    'data sampler',
+    parent=MMENGINE_DATA_SAMPLERS,
+    scope='greenmim_mm',
+    locations=['greenmim_mm.datasets'],
+)
+
+HOOKS = Registry(
+    'hook', parent=MMENGINE_HOOKS, scope='greenmim_mm', locations=['greenmim_mm.engine.hooks']
 )

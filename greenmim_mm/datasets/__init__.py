@@ -1,6 +1,23 @@
-"""What mmpretrain's and mmdet's data sets lack: errors that say which file is at fault."""
+"""What mmpretrain's and mmdet's data sets lack: images of any kind, and runs that repeat."""
 
-from .files import DataError, check_dataset
-from .loading import LoadImageFromFile, UnreadableImageError
+from .bad_images import BadImages
+from .files import check_dataset
+from .listing import DataError, find_images
+from .loading import LoadImageFromFile
+from .reading import UnreadableImageError, read_image
+from .sampling import Draw, RepeatableSampler, seeded
+from .unlabelled import UnlabelledImages
 
-__all__ = ['DataError', 'LoadImageFromFile', 'UnreadableImageError', 'check_dataset']
+__all__ = [
+    'BadImages',
+    'DataError',
+    'Draw',
+    'LoadImageFromFile',
+    'RepeatableSampler',
+    'UnlabelledImages',
+    'UnreadableImageError',
+    'check_dataset',
+    'find_images',
+    'read_image',
+    'seeded',
+]

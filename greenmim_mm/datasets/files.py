@@ -5,14 +5,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .listing import EXTENSIONS, DataError, find_images
+from .unlabelled import join_sources
+
 _IMAGE_FOLDERS = ('CustomDataset', 'ImageNet', 'ImageNet21k')
 _COCO_LIKE = ('CocoDataset',)
 # mmpretrain's default of the argument ``extensions``.
 _EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
-
-
-class DataError(ValueError):
-    """Files of a data set are missing; the message names the path and the remedy."""
 
 
 def check_dataset(dataset: Mapping[str, Any], option: str = 'dataset') -> None:
@@ -33,6 +32,8 @@ def check_dataset(dataset: Mapping[str, Any], option: str = 'dataset') -> None:
         kind = inner.get('type', '')
         kind = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
         kind = kind.rpartition('.')[2]
+        if kind == 'UnlabelledImages':
+            _check_unlabelled(inner, name)
         if inner.get('backend_args') or kind not in _IMAGE_FOLDERS + _COCO_LIKE:
             continue
         root = inner.get('data_root') or ''
@@ -63,6 +64,21 @@ def check_dataset(dataset: Mapping[str, Any], option: str = 'dataset') -> None:
                 f'data folder {folder} of {name} has no image'
                 + (f' ({", ".join(extensions)}) in {place}' if searched else '')
                 + f'; put images there, or name another folder: {remedy}'
+            )
+
+
+def _check_unlabelled(dataset: Mapping[str, Any], name: str) -> None:
+    remedy = f'set it with --cfg-options {name}.data_root=FOLDER'
+    sources = join_sources(dataset.get('data_root', ''), dataset.get('data_prefix', ''))
+    if not all(sources):
+        raise DataError(f'{name} names no data folder; {remedy}')
+    for source in sources:
+        if not os.path.lexists(os.path.expanduser(source)):
+            raise DataError(f'data folder {source} of {name} does not exist; {remedy}')
+        if next(find_images(source), None) is None:
+            raise DataError(
+                f'data folder {source} of {name} has no image ({", ".join(EXTENSIONS)}) in it or '
+                f'in its subfolders; put images there, or name another folder: {remedy}'
             )
 
 
