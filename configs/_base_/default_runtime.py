@@ -1,0 +1,11 @@
+# mmpretrain's, for runs that nothing is lost of: docs/reliability.md.
+_base_ = ['mmpretrain::_base_/default_runtime.py']
+
+default_hooks = dict(checkpoint=dict(type='greenmim_mm.CheckpointHook'))
+
+custom_hooks = [
+    dict(type='greenmim_mm.RepeatableRunHook'),
+    dict(type='greenmim_mm.InterruptionHook'),
+    dict(type='greenmim_mm.NonFiniteLossHook'),
+    dict(type='greenmim_mm.GradientNormHook'),
+]
