@@ -6,4 +6,13 @@ Importing the package is light: the model classes are found through the registri
 
 from .version import __version__
 
-__all__ = ['__version__']
+__all__ = ['UnlabelledImages', '__version__']
+
+
+def __getattr__(name: str) -> object:
+    """Import the classes of the package's face when they are asked for."""
+    if name == 'UnlabelledImages':
+        from .datasets import UnlabelledImages
+
+        return UnlabelledImages
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -19,16 +19,28 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..datasets import DataError, UnreadableImageError, check_contents, check_dataset
-from .errors import UserError, errors_in_one_line
+from ..engine.checkpoints import CheckpointError, damage, last_checkpoint, read_meta
+from ..engine.hooks import Interruption, NonFiniteLossError, ResumeError
+from .errors import UserError, errors_in_one_line, one_line
 from .overrides import merge_options
 
 
 @contextmanager
 def errors_of_runs(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """End the program with one line where the config, an option or the data is at fault."""
-    with errors_in_one_line(parser, DataError, UnreadableImageError):
+    """End the program with one line where the config, an option or the data is at fault.
+
+    So does a signal that a run has listened to, with its own code, and what a run cannot go on
+    with: code 1 if the disk or the numbers are at fault.
+    """
+    expected = (DataError, UnreadableImageError, ResumeError)
+    codes = {CheckpointError: 1, NonFiniteLossError: 1}
+    with errors_in_one_line(parser, *expected, codes=codes):
         try:
             yield
+        except Interruption as error:
+            # All processes end with it; one tells.
+            told = os.environ.get('RANK', '0') == '0'
+            parser.exit(error.code, f'{parser.prog}: {one_line(error)}\n' if told else None)
         except AssertionError as error:
             # mmdet's recipes load with mmcv's transform; other assertions are no user's fault.
             if 'failed to load image: ' not in str(error):
@@ -56,17 +68,17 @@ def training_config(args: argparse.Namespace) -> Config:
             )
         cfg.auto_scale_lr.enable = True
     if args.resume:
-        cfg.resume = True
-        cfg.load_from = None
+        path = last_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
+        # Nothing to resume: killed before its first checkpoint, a run starts anew.
+        cfg.resume = path is not None
+        cfg.load_from = path and str(path)
     if args.resume not in (None, 'auto'):
+        remedy = 'give the path of a checkpoint, or --resume alone for the last one in the work dir'
         # Checkpoints of shards are folders.
         if strategy is None or not os.path.isdir(args.resume):
-            check_file(
-                args.resume,
-                '--resume: checkpoint',
-                'give the path of a checkpoint, or --resume alone for the last one in the work dir',
-            )
-        cfg.load_from = args.resume
+            check_file(args.resume, '--resume: checkpoint', remedy)
+        if '://' not in args.resume and (reason := damage(args.resume)):
+            raise UserError(f'--resume: checkpoint {args.resume} is damaged ({reason}); {remedy}')
     return cfg
 
 
@@ -149,18 +161,8 @@ def finished(cfg: Config) -> str:
     """Say that the run which a config resumes has ended; empty if it has not, or none can tell."""
     if not cfg.get('resume'):
         return ''
-    last = Path(cfg.work_dir, 'last_checkpoint')
-    path = Path(cfg.get('load_from') or (last.read_text().strip() if last.is_file() else ''))
-    # Strategies that shard write a folder.
-    file = path / 'rank0.pth' if path.is_dir() else path
-    if not file.is_file():
-        return ''
-    try:
-        # As mmengine reads what it resumes from, but the tensors stay on the disk.
-        meta = torch.load(file, 'cpu', weights_only=False, mmap=True)['meta']
-    # The runner reads it in earnest, and says what is wrong with it.
-    except Exception:
-        return ''
+    path = cfg.get('load_from')
+    meta = read_meta(path) if path else {}
     for unit in ('epoch', 'iter'):
         end = (cfg.get('train_cfg') or {}).get(f'max_{unit}s')
         if end is not None and meta.get(unit, 0) >= end:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DataError
+from .listing import EXTENSIONS, find_images
+from .unlabelled import join_sources
 
 _IMAGE_FOLDERS = ('CustomDataset', 'ImageNet', 'ImageNet21k')
 _COCO_LIKE = ('CocoDataset', 'ADE20KDataset')
@@ -30,6 +32,8 @@ def check_dataset(dataset: Mapping[str, Any], option: str = 'dataset') -> None:
     """
     for inner, name in datasets_of(dataset, option):
         kind = kind_of(inner)
+        if kind == 'UnlabelledImages':
+            _check_unlabelled(inner, name)
         if inner.get('backend_args') or kind not in _IMAGE_FOLDERS + _COCO_LIKE:
             continue
         root = inner.get('data_root') or ''
@@ -57,6 +61,21 @@ def check_dataset(dataset: Mapping[str, Any], option: str = 'dataset') -> None:
                 f'data folder {folder} of {name} has no image'
                 + (f' ({", ".join(extensions)}) in {place}' if searched else '')
                 + f'; put images there, or name another folder: {remedy}'
+            )
+
+
+def _check_unlabelled(dataset: Mapping[str, Any], name: str) -> None:
+    remedy = f'set it with --cfg-options {name}.data_root=FOLDER'
+    sources = join_sources(dataset.get('data_root', ''), dataset.get('data_prefix', ''))
+    if not all(sources):
+        raise DataError(f'{name} names no data folder; {remedy}')
+    for source in sources:
+        if not os.path.lexists(os.path.expanduser(source)):
+            raise DataError(f'data folder {source} of {name} does not exist; {remedy}')
+        if next(find_images(source), None) is None:
+            raise DataError(
+                f'data folder {source} of {name} has no image ({", ".join(EXTENSIONS)}) in it or '
+                f'in its subfolders; put images there, or name another folder: {remedy}'
             )
 
 

@@ -1,37 +1,55 @@
 """Loading of images that names the file that cannot be read."""
 
-from mmcv.transforms import LoadImageFromFile as MMCVLoadImageFromFile
+from io import BytesIO
+
+from mmcv.transforms import BaseTransform
+from mmengine.fileio import get
 
 from ..registry import TRANSFORMS
-
-
-class UnreadableImageError(ValueError):
-    """An image file is missing, empty or damaged; the message names it."""
+from .reading import MAX_PIXELS, UnreadableImageError, read_image
 
 
 @TRANSFORMS.register_module()
-class LoadImageFromFile(MMCVLoadImageFromFile):
-    """``mmcv.LoadImageFromFile`` whose errors name the file.
+class LoadImageFromFile(BaseTransform):
+    """Load images of any kind, whole or not at all.
 
-    For an empty file mmcv passes OpenCV's error on, which knows no path: among a million images
-    that one is not found again. An image that OpenCV decodes in part (a JPEG whose end is cut off)
-    is still taken, as in mmcv.
+    ``mmcv.LoadImageFromFile`` fills up what a cut-off JPEG lacks with grey, and its errors do not
+    name the file: among a million images that one is not found again.
 
-    Takes the arguments of ``mmcv.LoadImageFromFile``.
+    Required keys: ``img_path``. Added keys: ``img`` (``(H, W, 3)`` uint8, BGR), ``img_shape`` and
+    ``ori_shape`` (height, width).
+
+    Args:
+        max_pixels: Larger images are decoded at a smaller scale or refused, see
+            :func:`~greenmim_mm.datasets.reading.read_image`.
+        backend_args: Where the files lie, as in mmengine; local files are read as they are needed.
     """
 
-    def transform(self, results: dict) -> dict | None:
+    def __init__(self, max_pixels: int = MAX_PIXELS, backend_args: dict | None = None) -> None:
+        self.max_pixels = max_pixels
+        self.backend_args = backend_args
+
+    def transform(self, results: dict) -> dict:
         """Read ``results['img_path']``.
 
         Raises:
             UnreadableImageError: If that cannot be done.
         """
+        path = results['img_path']
+        remote = self.backend_args or '://' in path
         try:
-            return super().transform(results)
+            source = BytesIO(get(path, self.backend_args)) if remote else path
+            image = read_image(source, self.max_pixels)
         # Each decoder and storage backend has its own exceptions.
         except Exception as error:
             reason = ' '.join(str(error).split()) or 'no reason given'
             raise UnreadableImageError(
-                f'image {results["img_path"]} cannot be read; replace or remove the file '
+                f'image {path} cannot be read; replace or remove the file '
                 f'({type(error).__name__}: {reason})'
             ) from error
+        results['img'] = image
+        results['img_shape'] = results['ori_shape'] = image.shape[:2]
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(max_pixels={self.max_pixels})'

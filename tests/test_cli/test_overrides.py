@@ -77,7 +77,7 @@ def test_nothing_near(configs):
         ('greenmim', {'randomness.seed': 1, 'randomness.deterministic': True}),
         ('greenmim', {'param_scheduler.0.end_factor': 0.9, 'sync_bn': 'torch'}),
         ('greenmim', {'model_wrapper_cfg.static_graph': True, 'compile.mode': 'default'}),
-        ('greenmim', {'train_dataloader.dataset.pipeline.0.color_type': 'color'}),
+        ('greenmim', {'train_dataloader.dataset.pipeline.0.max_pixels': 10**6}),
         ('greenmim', {'train_dataloader.dataset.max_refetch': 5, 'val_dataloader': None}),
         ('mmdet', {'model.test_cfg.rcnn.mask_thr': 0.5, 'model.roi_head.bbox_head.num_classes': 2}),
         ('mmdet', {'model.backbone.with_cp': True, 'test_evaluator.classwise': True}),

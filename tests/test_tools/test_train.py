@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -18,13 +19,13 @@ import torch
 from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import TRANSFORMS, DefaultScope
+from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 
 from greenmim_mm.cli import runs
 from greenmim_mm.cli.errors import UserError
 from greenmim_mm.cli.train import make_parser
-from greenmim_mm.datasets import DataError, UnreadableImageError, check_dataset
+from greenmim_mm.datasets import DataError, check_dataset
 from greenmim_mm.models import GreenMIM
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,10 +49,10 @@ train_dataloader = dict(
     num_workers=0,
     dataset=dict(
         data_root={data!r},
-        # Nothing random: what the masks are shows in the losses alone.
         pipeline=[
             dict(type='greenmim_mm.LoadImageFromFile'),
-            dict(type='Resize', scale=(96, 96)),
+            dict(type='RandomResizedCrop', scale=96),
+            dict(type='RandomFlip', prob=0.5),
             dict(type='PackInputs'),
         ],
     ),
@@ -183,37 +184,92 @@ def test_resumed_run_equals_the_uninterrupted_one(tools, small_config, tmp_path,
         torch.testing.assert_close(final[1][name], value)
 
 
-def test_command_line_with_workers_and_a_damaged_image(small_config, images, tmp_path):
-    """The path survives the way out of a worker process."""
-    (tmp_path / 'data').mkdir()
-    (tmp_path / 'data' / 'good.jpg').write_bytes((images / 'a.jpg').read_bytes())
-    bad = tmp_path / 'data' / 'bad.jpg'
-    bad.touch()
-    result = run_tool(
-        'train',
-        small_config,
-        f'--work-dir={tmp_path / "run"}',
-        '--cfg-options',
-        f'train_dataloader.dataset.data_root={tmp_path / "data"}',
-        'train_dataloader.num_workers=1',
+def test_command_line_with_workers_and_damaged_images(small_config, images, tmp_path):
+    """The names survive the way out of a worker process."""
+    data, run = tmp_path / 'data', tmp_path / 'run'
+    data.mkdir()
+    for name in 'abcd':
+        (data / f'{name}.jpg').write_bytes((images / 'a.jpg').read_bytes())
+    (data / 'bad.jpg').touch()
+    (data / 'cut.jpg').write_bytes((images / 'a.jpg').read_bytes()[:-400])
+    args = (
+        *(small_config, f'--work-dir={run}', '--cfg-options'),
+        *(f'train_dataloader.dataset.data_root={data}', 'train_dataloader.num_workers=1'),
     )
+    result = run_tool('train', *args, 'train_cfg.max_epochs=1')
+    assert result.returncode == 0, result.stderr
+    assert len(losses(run)) == 3  # others stand in
+    lines = (run / 'bad_images.txt').read_text().splitlines()
+    assert sorted(line.split('\t')[0] for line in lines) == [
+        str(data / 'bad.jpg'),
+        str(data / 'cut.jpg'),
+    ]
+    result = run_tool('train', *args, 'train_dataloader.dataset.max_bad=1')
     assert result.returncode == 2, result.stderr
     line = result.stderr.strip().splitlines()[-1]
-    assert f'error: image {bad} cannot be read; replace or remove the file' in line
+    assert 'error: 2 of 6 images cannot be used, more than the 1' in line
+    assert str(data / 'bad.jpg') in line and str(run / 'bad_images.txt') in line
     assert 'Traceback' not in result.stderr
 
 
-@pytest.mark.parametrize(
-    'content', [b'', b'no image at all', None], ids=['empty', 'garbage', 'missing']
-)
-def test_unreadable_image_is_named(content, tmp_path):
-    path = tmp_path / 'image.jpg'
-    if content is not None:
-        path.write_bytes(content)
-    loader = TRANSFORMS.build(dict(type='greenmim_mm.LoadImageFromFile'))
-    with pytest.raises(UnreadableImageError, match='image.jpg cannot be read') as error_info:
-        loader(dict(img_path=str(path)))
-    assert '\n' not in str(error_info.value)
+@pytest.fixture(scope='module')
+def killed(tmp_path_factory):
+    """tools/analysis/stress_interruption.py, its config, and a run that was left alone."""
+    path = ROOT / 'tools/analysis/stress_interruption.py'
+    spec = importlib.util.spec_from_file_location('stress_interruption', path)
+    stress = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(stress)
+    folder = tmp_path_factory.mktemp('killed')
+    config = stress.make_config(folder)
+    stress.finish(config, folder / 'whole')
+    return stress, config, folder
+
+
+def test_killed_twice(killed):
+    """kill -9 in the middle of an epoch, twice, each time with what --resume makes of it."""
+    stress, config, folder = killed
+    work_dir = folder / 'killed'
+    for iteration in (5, stress.STEPS + 5):
+        process = stress.start(config, work_dir)
+        assert stress.wait_for(work_dir, iteration, process)
+        stress.kill(process)
+        assert max(stress.losses(work_dir)) < stress.EPOCHS * stress.STEPS
+    stress.finish(config, work_dir)
+    stress.compare(folder / 'whole', work_dir)
+    # Some iterations were run twice, with the same loss.
+    assert any(len(values) > 1 for values in stress.losses(work_dir).values())
+
+
+def test_terminated_with_its_workers(killed):
+    """A scheduler signals every process of a job, workers of the loader as well."""
+    stress, config, folder = killed
+    work_dir = folder / 'terminated'
+    process = stress.start(config, work_dir)
+    assert stress.wait_for(work_dir, 4, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    log = work_dir.with_suffix('.log').read_text()
+    assert 'Traceback' not in log
+    last = log.strip().splitlines()[-1]
+    assert last.startswith('train.py: SIGTERM after iteration ') and '--resume' in last
+    stress.finish(config, work_dir)
+    stress.compare(folder / 'whole', work_dir)
+    assert all(len(values) == 1 for values in stress.losses(work_dir).values())
+
+
+@pytest.mark.parametrize('content', [b'', b'no checkpoint', None], ids=['empty', 'words', 'cut'])
+def test_damaged_checkpoint_is_one_line(tools, capsys, small_config, tmp_path, content):
+    path = tmp_path / 'epoch_1.pth'
+    torch.save(dict(meta=dict(epoch=1, iter=2), state_dict=dict(x=torch.ones(3))), path)
+    path.write_bytes(path.read_bytes()[:-50] if content is None else content)
+    train = tools('train')
+    line = refused(train, capsys, small_config, '--resume', path)
+    assert f'checkpoint {path} is damaged' in line and '--resume alone' in line
+    with pytest.raises(SystemExit) as exit_info:
+        train.main([str(small_config), f'--work-dir={tmp_path}', '--resume'])
+    assert exit_info.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f'no checkpoint in {tmp_path} is whole: {path}' in line
 
 
 def test_mmcvs_error_about_an_image_ends_in_one_line(capsys):
@@ -226,11 +282,6 @@ def test_mmcvs_error_about_an_image_ends_in_one_line(capsys):
     assert capsys.readouterr().err == 'train.py: error: failed to load image: a.jpg\n'
     with pytest.raises(AssertionError), runs.errors_of_runs(parser):
         raise AssertionError('another')
-
-
-def test_readable_image_is_loaded(images):
-    loader = TRANSFORMS.build(dict(type='greenmim_mm.LoadImageFromFile'))
-    assert loader(dict(img_path=str(images / 'a.jpg')))['img'].shape == (100, 120, 3)
 
 
 def test_config_not_found(tools, capsys):
@@ -392,9 +443,13 @@ def test_finished_run_says_so(tools, small_config, tmp_path, capsys, monkeypatch
         *(train, capsys, small_config, f'--work-dir={work_dir}', '--resume', '--cfg-options'),
         *('train_dataloader.dataset.data_root=nowhere', 'train_cfg.max_epochs=4'),
     )
-    # Whatever else is wrong with a checkpoint is the runner's to say.
-    checkpoint.write_bytes(b'no checkpoint')
-    cfg = Config(dict(resume=True, work_dir=str(work_dir), train_cfg=dict(max_epochs=3)))
+    # A folder that was moved knows its own.
+    moved = work_dir.rename(tmp_path / 'moved')
+    work_dir = moved
+    told = run('train_cfg.max_epochs=3')
+    assert told.startswith(f'{moved / checkpoint.name} is finished (epoch 3 of 3)')
+    # What is wrong with a checkpoint is said elsewhere.
+    cfg = Config(dict(resume=True, load_from=str(small_config), train_cfg=dict(max_epochs=3)))
     assert runs.finished(cfg) == ''
 
 

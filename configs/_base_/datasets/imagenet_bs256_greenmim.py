@@ -1,7 +1,7 @@
 # Pre-training needs no labels, so every image below data/imagenet/train counts, whatever the
 # folders are called and however many there are: subsets of ImageNet work as well.
 train_pipeline = [
-    # As mmcv's, but an image that cannot be read is named in the error.
+    # Images of any kind; one that cannot be read is named and passed over.
     dict(type='greenmim_mm.LoadImageFromFile'),
     dict(
         type='RandomResizedCrop',
@@ -20,13 +20,12 @@ train_dataloader = dict(
     persistent_workers=True,
     pin_memory=True,
     drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(type='greenmim_mm.RepeatableSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
-        type='CustomDataset',
+        type='greenmim_mm.UnlabelledImages',
         data_root='data/imagenet',
         data_prefix='train',
-        with_label=False,
         pipeline=train_pipeline,
     ),
 )

@@ -1,0 +1,123 @@
+"""Signals that end a run after the iteration at hand, with a checkpoint."""
+
+import signal
+import threading
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+
+import torch
+from mmengine.dist import all_reduce, barrier, is_distributed
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from ...registry import HOOKS
+from .checkpoint import CheckpointHook
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Interruption(Exception):
+    """A signal has ended a run; all that was done is saved.
+
+    Attributes:
+        code: Exit code of the program: 128 and the signal's number.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@HOOKS.register_module()
+class InterruptionHook(Hook):
+    """On SIGTERM, SIGUSR1 (a scheduler's warning) or Ctrl-C, save a checkpoint and end the run.
+
+    It ends after the next update of the parameters, in all processes alike, whichever of them got
+    the signal. A second Ctrl-C ends it at once. Workers of data loaders, which a terminal and
+    schedulers signal as well, work on.
+    """
+
+    # After the hooks that belong to the iteration.
+    priority = 'LOWEST'
+
+    def __init__(self) -> None:
+        self._signal = 0
+        self._before: dict[int, object] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        """Listen."""
+        self._signal = 0
+        loader = runner.train_dataloader
+        loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
+        # Elsewhere Python does not let signals be handled.
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+
+    def after_train(self, runner: Runner) -> None:
+        """Listen no more."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
+    ) -> None:
+        """Save and end the run if a signal has come.
+
+        Raises:
+            Interruption: If so.
+        """
+        number = self._agreed()
+        # Gradients that are still being added up are in no checkpoint.
+        if not number or (runner.iter + 1) % _accumulated(runner) != 0:
+            return
+        self.after_train(runner)
+        # A finished run saves as always.
+        path = self._save(runner)
+        barrier()
+        name = signal.Signals(number).name
+        raise Interruption(
+            f'{name} after iteration {runner.iter + 1} of {runner.max_iters}'
+            + (f'; saved {path}; go on with the same command and --resume' if path else ''),
+            128 + number,
+        )
+
+    def _save(self, runner: Runner) -> str:
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook):
+                return hook.save_interrupted(runner)
+        return ''
+
+    def _agreed(self) -> int:
+        """The signal that any process got; 0 if none did."""
+        if not is_distributed():
+            return self._signal
+        flag = torch.tensor(self._signal)
+        all_reduce(flag, 'max')
+        return int(flag)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = number
+
+
+def _init_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
+    """Let a worker work on: without images the run could not end as it should.
+
+    PyTorch's own handlers, which are there by now, would end it.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, _pass_over_once)
+    if init is not None:
+        init(worker_id)
+
+
+def _pass_over_once(number: int, frame: FrameType | None) -> None:
+    # The first signal is for the whole group. The next is from the parent, whose workers must go.
+    signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def _accumulated(runner: Runner) -> int:
+    return getattr(runner.optim_wrapper, '_accumulative_counts', 1)
