@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 from PIL import Image
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from greenmim_mm.datasets import DataError
 from greenmim_mm.engine.checkpoints import CheckpointError, damage, last_checkpoint, read_meta
@@ -46,7 +47,11 @@ class AtIteration(Hook):
 
 @pytest.fixture(autouse=True)
 def no_traces_of_runners():
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in numbers}
     yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     for manager in (MessageHub, DefaultScope, MMLogger, Visualizer):
         manager._instance_dict.clear()
     AtIteration.actions, AtIteration.losses = {}, {}
@@ -221,9 +226,6 @@ def test_signals_of_every_kind(folder, tmp_path):
     AtIteration.actions = {0: twice}
     with pytest.raises(KeyboardInterrupt):
         train(config(tmp_path, folder))
-    for number, handler in zip((signal.SIGUSR1, signal.SIGINT), before, strict=True):
-        signal.signal(number, handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def test_gradients_that_are_added_up_are_not_cut(folder, tmp_path):
@@ -401,7 +403,6 @@ def poison(runner, calls):
 
 
 def test_loss_that_stays_bad_ends_the_run(folder, tmp_path):
-    AtIteration.actions = {1: lambda runner: poison(runner, 100)}
     weights_before = {}
 
     def keep(runner):
@@ -414,7 +415,7 @@ def test_loss_that_stays_bad_ends_the_run(folder, tmp_path):
     with pytest.raises(NonFiniteLossError) as error_info:
         runner.train()
     message = str(error_info.value)
-    assert message.startswith('the loss is nan in iteration 5 (learning rate 0.000')
+    assert message.startswith('the loss is nan in iteration 5 (learning rate 0.001)')
     assert 'as in the 2 before it' in message and '\n' not in message
     assert 'first bad: module backbone.norm3 (PoisonedNorm)' in message
     named = message.partition('images: ')[2].split(', ')
@@ -459,7 +460,7 @@ def test_gradient_norm_is_logged(folder, tmp_path):
             ** 0.5
         )
 
-    handle = torch.optim.optimizer.register_optimizer_step_pre_hook(measure)
+    handle = register_optimizer_step_pre_hook(measure)
     cfg = config(tmp_path, folder, epochs=1)
     cfg.log_processor = dict(window_size=1)
     train(cfg)

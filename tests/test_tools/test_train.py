@@ -453,6 +453,37 @@ def test_finished_run_says_so(tools, small_config, tmp_path, capsys, monkeypatch
     assert runs.finished(cfg) == ''
 
 
+def children(pid: int) -> list[int]:
+    """Processes that a process has started."""
+    return [int(child) for child in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+
+
+def test_one_of_two_processes_is_terminated(killed):
+    """All agree: the run ends after one and the same iteration, saved once, and can go on."""
+    stress, config, folder = killed
+    work_dir = folder / 'two'
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2']
+    command += [f'--master_port={port}', ROOT / 'tools/train.py', config, f'--work-dir={work_dir}']
+    command += ['--launcher=pytorch', '--cfg-options', 'train_cfg.max_epochs=100']
+    env = dict(os.environ, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
+    log = folder / 'two.log'
+    with open(log, 'wb') as file:
+        launcher = subprocess.Popen(command, env=env, stdout=file, stderr=file)
+    assert stress.wait_for(work_dir, 3, launcher)
+    second = children(launcher.pid)[1]
+    assert b'LOCAL_RANK=1' in Path(f'/proc/{second}/environ').read_bytes()
+    os.kill(second, signal.SIGTERM)
+    assert launcher.wait(timeout=120) != 0
+    last = max(stress.losses(work_dir))
+    (saved,) = work_dir.glob('interrupted_iter_*.pth')
+    assert saved.stem == f'interrupted_iter_{last}'
+    assert log.read_text().count(f'SIGTERM after iteration {last} of') == 1
+    assert runs.last_checkpoint(work_dir) == saved
+
+
 def test_processes_without_gpus(small_config, tmp_path):
     """The launcher, on CPUs: two processes meet by gloo and train one model."""
     with socket.socket() as probe:
