@@ -73,16 +73,16 @@ NETWORKS = {
     'swin': Network(
         'GreenSwin',
         "mmdet's own Swin",
-        'configs/demo/greenmim_swin-mini-w5_1xb32-coslr_digits-160px.py',
-        'configs/demo/mask-rcnn_swin-mini-w5_fpn_digits-160px.py',
+        'configs/demo/greenmim_swin-mini-w4_1xb32-coslr_digits-128px.py',
+        'configs/demo/mask-rcnn_swin-mini-w4_fpn_digits-128px.py',
         'mmdet',
     ),
     # mmdet has no Swin V2: the detector, too, has this package's.
     'swinv2': Network(
         'GreenSwinV2',
         'GreenSwinV2',
-        'configs/demo/greenmim_swinv2-mini-w5_1xb32-coslr_digits-160px.py',
-        'configs/demo/mask-rcnn_swinv2-mini-w5_fpn_digits-160px.py',
+        'configs/demo/greenmim_swinv2-mini-w4_1xb32-coslr_digits-128px.py',
+        'configs/demo/mask-rcnn_swinv2-mini-w4_fpn_digits-128px.py',
         'greenmim_mm',
     ),
 }

@@ -1,5 +1,5 @@
 # As the demo's pre-training that it inherits, with Swin V2.
-_base_ = './greenmim_swin-mini-w5_1xb32-coslr_digits-160px.py'
+_base_ = './greenmim_swin-mini-w4_1xb32-coslr_digits-128px.py'
 
 model = dict(
     backbone=dict(

@@ -1,5 +1,5 @@
 # As the demo's detector that it inherits, with Swin V2, which mmdet has not.
-_base_ = './mask-rcnn_swin-mini-w5_fpn_digits-160px.py'
+_base_ = './mask-rcnn_swin-mini-w4_fpn_digits-128px.py'
 
 model = dict(
     backbone=dict(

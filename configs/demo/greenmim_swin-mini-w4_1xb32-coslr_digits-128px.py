@@ -15,24 +15,24 @@ model = dict(
     ),
     backbone=dict(
         type='greenmim_mm.GreenSwin',
-        arch=dict(embed_dims=48, depths=(2, 2, 4, 2), num_heads=(2, 4, 8, 16)),
-        img_size=160,
-        window_size=5,
+        arch=dict(embed_dims=32, depths=(2, 2, 4, 2), num_heads=(1, 2, 4, 8)),
+        img_size=128,
+        window_size=4,
         drop_path_rate=0.0,
     ),
     neck=dict(
         type='greenmim_mm.GreenMIMPretrainDecoder',
-        embed_dim=384,
+        embed_dim=256,
         decoder_embed_dim=192,
         decoder_num_heads=6,
     ),
     head=dict(
         type='MAEPretrainHead',
-        norm_pix=True,
+        norm_pix=False,
         patch_size=32,
         loss=dict(type='PixelReconstructionLoss', criterion='L2'),
     ),
-    mask_ratio=0.6,
+    mask_ratio=0.5,
 )
 
 train_pipeline = [
@@ -63,7 +63,7 @@ train_cfg = dict(by_epoch=True, max_epochs=max_epochs)
 
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=6e-4, betas=(0.9, 0.95), weight_decay=0.05),
     clip_grad=dict(max_norm=3.0),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
