@@ -9,7 +9,8 @@ import shutil
 from collections.abc import Sequence
 
 from greenmim_mm.demo.report import write_report
-from greenmim_mm.demo.road import FULL, NETWORKS, QUICK, ROOT, StepError, run_road
+from greenmim_mm.demo.road import FULL, NETWORKS, QUICK, ROOT, run_road
+from greenmim_mm.demo.running import StepError
 
 
 def main(argv: Sequence[str] | None = None) -> None:

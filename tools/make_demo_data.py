@@ -1,4 +1,4 @@
-"""Builds the demo's data: handwritten digits over photographs, with nothing downloaded.
+"""Builds the demo's data: handwritten digits over calm backgrounds, with nothing downloaded.
 
 Example:
     python tools/make_demo_data.py data/demo
@@ -17,13 +17,21 @@ _HELP = {
     'num_unlabelled': 'images for pre-training',
     'num_train': 'annotated training images',
     'num_val': 'annotated validation images',
+    'num_dev': 'annotated images for choices, 0 for none',
     'seed': 'seed of the composition',
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong; ``--help`` has the rest."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f'{self.prog}: error: {message}\n')
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the tool; bad input ends it with exit code 2 and one line on stderr."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = _Parser(description=__doc__.splitlines()[0])
     parser.add_argument('dst', metavar='DST', type=Path, help='folder to make')
     for field in fields(DemoDataConfig):
         parser.add_argument(

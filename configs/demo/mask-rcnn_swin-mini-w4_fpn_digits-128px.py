@@ -4,21 +4,21 @@ _base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', 'mmdet::_base_/default_ru
 
 data_root = 'work_dirs/demo/data/coco/'
 classes = tuple('0123456789')
-max_epochs = 5
+max_epochs = 48
 
 model = dict(
     data_preprocessor=dict(pad_size_divisor=32),
     backbone=dict(
         _delete_=True,
         type='SwinTransformer',
-        embed_dims=32,
+        embed_dims=24,
         depths=(2, 2, 4, 2),
         num_heads=(1, 2, 4, 8),
         window_size=4,
         drop_path_rate=0.0,
     ),
     # Digits are 54 to 92 pixels high: maps of stride 8 and up are fine enough.
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, start_level=1, num_outs=3),
+    neck=dict(in_channels=[24, 48, 96, 192], out_channels=64, start_level=1, num_outs=3),
     rpn_head=dict(
         in_channels=64,
         feat_channels=64,
@@ -69,7 +69,7 @@ test_pipeline = [
     ),
 ]
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=8,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
@@ -116,7 +116,7 @@ optim_wrapper = dict(
     ),
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(
         type='CosineAnnealingLR',
         eta_min=1e-5,

@@ -66,9 +66,9 @@ class DemoDataConfig:
         num_unlabelled: Number of images for pre-training, at least 1.
         num_train: Number of annotated training images, at least 1.
         num_val: Number of annotated validation images, at least 1.
-        num_dev: Number of annotated images for choices; 0 leaves the part out.
         seed: Seed of the composition, at least 0. Image ``i`` of a part depends on the seed, the
             part, ``i`` and ``image_size`` only, so a larger build begins with the smaller one.
+        num_dev: Number of annotated images for choices; 0 leaves the part out.
 
     Raises:
         TypeError: An argument is not an ``int``.
@@ -79,8 +79,8 @@ class DemoDataConfig:
     num_unlabelled: int = 2000
     num_train: int = 600
     num_val: int = 150
-    num_dev: int = 0
     seed: int = 0
+    num_dev: int = 0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

@@ -16,7 +16,8 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .road import Outcome, Scale, steps
+from .road import Scale, steps
+from .running import Outcome
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402 - the backend comes first
@@ -241,9 +242,8 @@ def _page(
         '',
         '## Reconstructions',
         '',
-        'Validation images, which pre-training has not seen. Hidden parts are painted by the '
-        'network; colour and contrast of a painted unit are taken from the original, since the '
-        'network predicts normalised pixels.',
+        'Original, masked, painted back: validation images, which pre-training has not seen. What '
+        'is painted comes from the network alone.',
         '',
         '![original, masked, painted back](reconstruct/reconstructions.png)',
         '',

@@ -3,7 +3,7 @@
 The digits are those bundled with scikit-learn (1797 scans of 8x8), the backgrounds small pieces of
 photographs that lie in the scikit-image wheel. Both are real images; only their composition is
 artificial. A digit spans two to three mask units of 32 pixels, so that there is a shape to
-continue where a unit is hidden, and backgrounds are calm, so that shapes are what there is to learn.
+continue where a unit is hidden, and backgrounds are calm, so that shapes are there to be learnt.
 """
 
 from collections.abc import Sequence

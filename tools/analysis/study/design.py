@@ -30,7 +30,7 @@ class DataSettings:
     seed: int = 0
     num_unlabelled: int = 24000
     num_train: int = 1800  # 600 for each seed of a detector
-    num_dev: int = 200
+    num_dev: int = 120
     num_val: int = 400
     scenes: tuple = (
         scenes.DIGIT_HEIGHT,
@@ -53,20 +53,16 @@ class PretrainSettings:
     """
 
     arch: dict = field(
-        default_factory=lambda: dict(embed_dims=32, depths=(2, 2, 4, 2), num_heads=(1, 2, 4, 8))
+        default_factory=lambda: dict(embed_dims=24, depths=(2, 2, 4, 2), num_heads=(1, 2, 4, 8))
     )
     window_size: int = 4
     mask_ratio: float = 0.5
     decoder: dict = field(
-        default_factory=lambda: dict(
-            decoder_embed_dim=192, decoder_depth=2, decoder_num_heads=6
-        )
+        default_factory=lambda: dict(decoder_embed_dim=128, decoder_depth=2, decoder_num_heads=4)
     )
     batch_size: int = 16
-    steps: dict = field(
-        default_factory=lambda: dict(greenmim=6000, scrambled=6000, simmim=2000)
-    )
-    lr: dict = field(default_factory=lambda: dict(greenmim=8e-4, scrambled=8e-4, simmim=8e-4))
+    steps: dict = field(default_factory=lambda: dict(greenmim=6000, scrambled=6000, simmim=2000))
+    lr: dict = field(default_factory=lambda: dict(greenmim=1e-3, scrambled=1e-3, simmim=1e-3))
     warmup: int = 100
     weight_decay: float = 0.05
     milestones: tuple = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -94,12 +90,12 @@ class DetectSettings:
 
     batch_size: int = 8
     lr: float = 1e-3
-    iterations: dict = field(default_factory=lambda: {50: 400, 100: 600, 300: 1200, 600: 1800})
+    iterations: dict = field(default_factory=lambda: {50: 300, 100: 500, 300: 1000, 600: 1500})
     lr_mult: dict = field(
         default_factory=lambda: dict(scratch=1.0, greenmim=1.0, simmim=1.0, scrambled=1.0)
     )
     pretrained_seed: int = 0
-    evaluations: int = 5  # on the development split while training
+    evaluations: int = 4  # on the development split while training
 
     def length(self, labels: int, stretch: float = 1.0) -> int:
         """Iterations of a schedule; 6 a label where the design names none."""

@@ -89,9 +89,7 @@ def build_config(study: Study, places: Places, cell: Cell) -> Config:
     cfg.val_cfg = dict(type='ValLoop')
     cfg.param_scheduler = [
         dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-        dict(
-            type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=0, end=iterations
-        ),
+        dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=0, end=iterations),
     ]
     cfg.default_hooks.logger.interval = 20
     cfg.default_hooks.checkpoint = dict(

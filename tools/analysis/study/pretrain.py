@@ -178,9 +178,7 @@ def _first_images(data: Path, part: str, count: int) -> np.ndarray:
     return np.stack([cv2.imread(str(file))[..., ::-1] for file in files])
 
 
-def _train(
-    study: Study, places: Places, cell: Cell, images: np.ndarray, held_out: Tensor
-) -> dict:
+def _train(study: Study, places: Places, cell: Cell, images: np.ndarray, held_out: Tensor) -> dict:
     settings, method = study.pretrain, cell.start
     steps, batch = settings.steps[method], settings.batch_size
     torch.manual_seed(cell.seed)
