@@ -61,7 +61,7 @@ class PretrainSettings:
         default_factory=lambda: dict(decoder_embed_dim=128, decoder_depth=2, decoder_num_heads=4)
     )
     batch_size: int = 16
-    steps: dict = field(default_factory=lambda: dict(greenmim=6000, scrambled=6000, simmim=2000))
+    steps: dict = field(default_factory=lambda: dict(greenmim=5000, scrambled=5000, simmim=2000))
     lr: dict = field(default_factory=lambda: dict(greenmim=1e-3, scrambled=1e-3, simmim=1e-3))
     warmup: int = 100
     weight_decay: float = 0.05

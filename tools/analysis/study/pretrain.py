@@ -89,6 +89,7 @@ def build_model(study: Study, method: str) -> nn.Module:
                     arch=dict(settings.arch),
                     img_size=size,
                     window_size=settings.window_size,
+                    drop_path_rate=0.0,
                 ),
                 neck=dict(
                     type='greenmim_mm.GreenMIMPretrainDecoder',
@@ -114,10 +115,12 @@ def masked_loss(model: nn.Module, images: Tensor, ratio: float, seed: tuple[int,
     its authors do.
     """
     rows, columns = (side // UNIT_SIZE for side in images.shape[-2:])
-    if isinstance(model, GreenMIM):
-        mask = random_mask(rows * columns, ratio, np.random.default_rng(seed))
-        return model.masked_loss(images, mask)
     generator = np.random.default_rng(seed)
+    if isinstance(model, GreenMIM):
+        mask = random_mask(rows * columns, ratio, generator)
+        if isinstance(model, ScrambledGreenMIM):
+            model.order = generator
+        return model.masked_loss(images, mask)
     masks = np.stack([random_mask(rows * columns, ratio, generator) for _ in images])
     units = torch.from_numpy(masks.reshape(-1, rows, columns)).float()
     patches = UNIT_SIZE // 4
@@ -220,8 +223,6 @@ def _train(study: Study, places: Places, cell: Cell, images: np.ndarray, held_ou
         epoch, part = divmod(step, len(images) // batch)
         order = _order(cell.seed, epoch, len(images))
         chosen = np.sort(order[part * batch : (part + 1) * batch])
-        if method == 'scrambled':
-            model.order = np.random.default_rng((cell.seed, 2, step))
         seed = (cell.seed, 0, step)
         loss = masked_loss(model, normalise(images[chosen]), settings.mask_ratio, seed)
         optimizer.zero_grad()

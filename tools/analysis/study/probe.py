@@ -84,8 +84,6 @@ def load_backbone(study: Study, weights: dict[str, Tensor]) -> GreenSwin:
         for name, value in weights.items()
         if name.startswith('backbone.') and not name.endswith('mask_token')
     }
-    # SimMIM's backbone keeps indices that GreenSwin computes.
-    own = {name: own[name] for name in own if not name.endswith('relative_position_index')}
     missing, unexpected = backbone.load_state_dict(own, strict=False)
     fresh = {f'norm{stage}.{name}' for stage in range(3) for name in ('weight', 'bias')}
     if unexpected or set(missing) - fresh:
@@ -113,7 +111,9 @@ def box_features(
         for start in range(0, len(images), _BATCH)
     ]
     return [
-        roi_align(torch.cat(maps), corners, cells, 1 / stride, sampling_ratio=4).flatten(1).numpy()
+        roi_align(torch.cat(maps), corners, cells, 1 / stride, sampling_ratio=4, aligned=True)
+        .flatten(1)
+        .numpy()
         for maps, stride in zip(zip(*parts, strict=True), STRIDES, strict=True)
     ]
 
