@@ -1,5 +1,6 @@
 """The study: versions and results, pre-training that resumes, the three methods, the probe."""
 
+import hashlib
 import json
 import sys
 from dataclasses import replace
@@ -25,6 +26,8 @@ from study.design import (  # noqa: E402
     cells,
     version,
 )
+from study.export import export  # noqa: E402
+from study.pictures import paint  # noqa: E402
 from study.probe import box_features, load_backbone, probe  # noqa: E402
 from study.report import Spread, gains, page, write_report  # noqa: E402
 from study.results import Busy, Places, read_result, working_at, write_result  # noqa: E402
@@ -255,6 +258,36 @@ def test_probe_of_every_milestone(places):
     assert values['milestones'] == found and min(values['digits']) >= 10
     for stage in found[-1]['stages']:
         assert 0 <= stage['linear'] <= 1 and 0 <= stage['neighbours'] <= 1
+
+    # The same network as a small checkpoint.
+    path = places.results / 'demo.pth'
+    digest = export(TINY, places, path)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    saved = torch.load(path, weights_only=True)
+    assert saved['meta']['steps'] == 8 and saved['meta']['images'] == 32
+    weights = torch.load(places.folder(TINY, cell) / 'step_8.pth')['state_dict']
+    for name, value in saved['state_dict'].items():
+        torch.testing.assert_close(value.float(), weights[name].float(), rtol=1e-3, atol=1e-6)
+    with pytest.raises(StudyError, match='pretrain_greenmim_seed0 is not finished here'):
+        export(TINY, Places(path.parent / 'nowhere', places.state), path)
+
+
+@pytest.mark.parametrize('method', ['greenmim', 'scrambled'])
+def test_painting_leaves_what_is_visible(method):
+    torch.manual_seed(0)
+    model = training.build_model(TINY, method).eval()
+    image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    mask = np.array([True, False, False] * 3)
+    painted = paint(model, image, mask)
+    assert painted.dtype == np.uint8 and painted.shape == image.shape
+    np.testing.assert_array_equal(painted[:, 32:], image[:, 32:])
+    # Where each predicted pixel belongs: the loss of the painted units is the model's own.
+    error = (normalise(painted[None]) - normalise(image[None]))[..., :32].square().mean()
+    units = model.reconstruct(normalise(image[None]), mask)[0, ::3]
+    if method == 'greenmim':
+        truth = normalise(image[None])[0, :, :, :32].reshape(3, 3, 32, 32).permute(1, 2, 3, 0)
+        expected = (units.reshape(3, 32, 32, 3) - truth).square().mean()
+        torch.testing.assert_close(error, expected, rtol=0.02, atol=0)
 
 
 def test_a_seed_has_annotated_images_of_its_own(places):

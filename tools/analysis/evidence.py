@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands.add_parser('data', help='make the data')
     commands.add_parser('status', help='list the cells that are missing')
     commands.add_parser('report', help='write the tables and draw the figures')
+    commands.add_parser('export', help='write the checkpoint that the demo starts from')
     run = commands.add_parser('run', help='compute the missing cells')
     run.add_argument('--hours', type=float, default=float('inf'), help='begin no cell after these')
     run.add_argument('--cells', default='', help='only those whose name contains this')
@@ -66,14 +67,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             from study.data import build_data
 
             print(build_data(study, places))
+        elif args.command == 'export':
+            from study.export import DEMO_CHECKPOINT, export
+
+            print(f'{export(study, places)}  {DEMO_CHECKPOINT}')
         elif args.command == 'run':
             _run(study, places, args.hours, args.cells)
         elif args.command == 'status':
             _status(study, places)
         else:
+            from study.pictures import draw_pictures
             from study.report import write_report
 
             print(write_report(study, places))
+            for path in draw_pictures(study, places, places.results.parent / 'images'):
+                print(path)
     except Busy as error:
         parser.exit(3, f'{parser.prog}: {error}\n')
     except StudyError as error:

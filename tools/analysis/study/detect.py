@@ -80,9 +80,11 @@ def build_config(study: Study, places: Places, cell: Cell) -> Config:
         ann_file='annotations/instances_dev.json', data_prefix=dict(img='dev/')
     )
     cfg.test_evaluator.ann_file = f'{coco}annotations/instances_val.json'
+    cfg.test_evaluator.outfile_prefix = str(places.folder(study, cell) / 'val')
     cfg.val_evaluator = {
         **cfg.test_evaluator.to_dict(),
         'ann_file': f'{coco}annotations/instances_dev.json',
+        'outfile_prefix': None,
     }
     interval = max(1, iterations // settings.evaluations)
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=interval)
