@@ -16,7 +16,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .road import Scale, steps
+from .road import Network, Scale, steps
 from .running import Outcome
 
 matplotlib.use('Agg')
@@ -223,7 +223,7 @@ def _page(
     lines = [
         '# What the demo showed',
         '',
-        f'A small {network.backbone} was pre-trained with GreenMIM for '
+        f'A small {network.backbone} {_beginning(network)} was pre-trained with GreenMIM for '
         f'{_epochs(scale.pretrain_epochs)} on {scale.num_unlabelled} unlabelled images. Its '
         f'weights went into a Mask R-CNN of mmdet with {network.detector}, trained for '
         f'{_epochs(scale.detect_epochs)} on {scale.num_train} annotated images; a second one '
@@ -292,6 +292,16 @@ def _verdict(precision: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     else:
         verdict = 'Pre-training helped in part'
     return f'{verdict}: it changed {told}. This is one run with one seed.'
+
+
+def _beginning(network: Network) -> str:
+    """Where the pre-training's weights came from."""
+    if network.checkpoint is None:
+        return 'with random weights'
+    return (
+        f'that the study of docs/evidence.md had pre-trained before ({network.checkpoint}; longer '
+        'than a demo may take)'
+    )
 
 
 def _epochs(count: int) -> str:

@@ -99,7 +99,9 @@ def steps(scale: Scale) -> list[Step]:
     # Configs of one network inherit from those of the other.
     configs = tuple(sorted(f'{CONFIGS}/{path.name}' for path in (ROOT / CONFIGS).glob('*.py')))
     pretrained = f'{here}/pretrain/epoch_{scale.pretrain_epochs}.pth'
-    start = f' load_from={network.checkpoint}' if network.checkpoint else ''
+    start = ''
+    if network.checkpoint:  # gently: a full learning rate would undo what it has learnt
+        start = f' load_from={network.checkpoint} optim_wrapper.optimizer.lr=2e-4'
     carried = (network.checkpoint,) if network.checkpoint else ()
     samples = ' '.join(f'{here}/data/coco/val/{index:06d}.jpg' for index in range(1, 9))
     return [

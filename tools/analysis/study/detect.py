@@ -39,8 +39,7 @@ def detect(study: Study, places: Places, cell: Cell, report: bool = True) -> dic
     with working_at(folder):
         cfg = build_config(study, places, cell)
         runner = Runner.from_cfg(cfg)
-        if report or runner.iter < cfg.train_cfg.max_iters:
-            runner.train()
+        runner.train()
         values = dict(iterations=cfg.train_cfg.max_iters, dev=read_curve(folder))
         if report:
             metrics = runner.test()
@@ -65,7 +64,7 @@ def build_config(study: Study, places: Places, cell: Cell) -> Config:
     cfg.experiment_name = cell.name
     cfg.resume = True
     cfg.randomness = dict(seed=cell.seed)
-    cfg.log_level = 'INFO'
+    cfg.log_processor.by_epoch = False
     first = per_seed * (cell.seed % len(study.seeds))
     cfg.train_dataloader.update(batch_size=settings.batch_size, num_workers=0)
     cfg.train_dataloader.persistent_workers = False
@@ -93,7 +92,7 @@ def build_config(study: Study, places: Places, cell: Cell) -> Config:
         dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
         dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=0, end=iterations),
     ]
-    cfg.default_hooks.logger.interval = 20
+    cfg.default_hooks.logger.update(interval=20, log_metric_by_epoch=False)
     cfg.default_hooks.checkpoint = dict(
         type='CheckpointHook', by_epoch=False, interval=interval, max_keep_ckpts=1
     )
