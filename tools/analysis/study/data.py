@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from pycocotools.coco import COCO
@@ -25,8 +26,11 @@ def build_data(study: Study, places: Places) -> Path:
         The folder: ``unlabelled.npy`` uint8 ``(N, S, S, 3)`` RGB, and ``labelled/``, demo data.
     """
     folder, settings = places.data(study), study.data
+    labelled, unlabelled = folder / 'labelled', folder / 'unlabelled.npy'
+    if labelled.exists() and unlabelled.exists():
+        return folder
     with working_at(folder):
-        if not (folder / 'labelled').exists():
+        if not labelled.exists():
             config = DemoDataConfig(
                 settings.image_size,
                 num_unlabelled=1,  # those lie in the array
@@ -35,9 +39,9 @@ def build_data(study: Study, places: Places) -> Path:
                 num_dev=settings.num_dev,
                 seed=settings.seed,
             )
-            build_demo_data(folder / 'labelled', config)
-        if not (folder / 'unlabelled.npy').exists():
-            _write_unlabelled(study, folder / 'unlabelled.npy')
+            build_demo_data(labelled, config)
+        if not unlabelled.exists():
+            _write_unlabelled(study, unlabelled)
     return folder
 
 
@@ -73,8 +77,6 @@ def read_boxes(folder: Path, part: str, count: int) -> tuple[np.ndarray, Tensor,
         Images uint8 ``(N, H, W, 3)`` RGB; boxes float32 ``(K, 5)``, number of the image and
         corners ``x1, y1, x2, y2``; the digits in them, int64 ``(K,)``.
     """
-    import cv2
-
     coco = COCO(str(folder / f'labelled/coco/annotations/instances_{part}.json'))
     images, boxes, digits = [], [], []
     for number, entry in enumerate(coco.dataset['images'][:count]):

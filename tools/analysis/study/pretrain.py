@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from greenmim_mm.models import GreenMIM
 from greenmim_mm.ops import UNIT_SIZE, random_mask
 
-from .data import MEAN, STD, build_data, normalise
+from .data import MEAN, STD, build_data, normalise, read_boxes
 from .design import Cell, Study
 from .results import Places, working_at, write_result
 
@@ -164,93 +164,102 @@ def learning_rate(study: Study, method: str, step: int) -> float:
 
 def pretrain(study: Study, places: Places, cell: Cell) -> None:
     """Pre-train a cell's network; goes on from its last checkpoint if it was interrupted."""
-    folder = places.folder(study, cell)
-    with working_at(folder):
+    with working_at(places.folder(study, cell)):
         torch.set_num_threads(1)
         data = build_data(study, places)
         images = np.load(data / 'unlabelled.npy', mmap_mode='r')
-        held_out = normalise(_first_images(data, 'dev', HELD_OUT))
-        result = _train(study, places, cell, images, held_out)
-        write_result(places, study, cell, result)
+        held_out = normalise(read_boxes(data, 'dev', HELD_OUT)[0])
+        run = _Run(study, places, cell, images, held_out)
+        run.train()
+        last = run.curve[-1]
+        values = dict(steps=run.step, images=run.step * study.pretrain.batch_size)
+        values |= {name: last[name] for name in ('minutes', 'held_out')}
+        write_result(places, study, cell, values | dict(curve=run.curve))
 
 
-def _first_images(data: Path, part: str, count: int) -> np.ndarray:
-    import cv2
+class _Run:
+    """A pre-training under way. What is random depends on the seed and the step alone."""
 
-    files = sorted((data / 'labelled/coco' / part).glob('*.jpg'))[:count]
-    return np.stack([cv2.imread(str(file))[..., ::-1] for file in files])
+    def __init__(
+        self, study: Study, places: Places, cell: Cell, images: np.ndarray, held_out: Tensor
+    ) -> None:
+        self.study, self.places, self.cell = study, places, cell
+        self.images, self.held_out = images, held_out
+        torch.manual_seed(cell.seed)
+        self.model = build_model(study, cell.start)
+        self.optimizer = _optimizer(self.model, study)
+        self.step, self.seconds = 0, 0.0  # seconds of training alone, not of watching it
+        self.curve: list[dict] = []
+        self.losses: list[float] = []
+        self.file = places.folder(study, cell) / 'last.pth'
+        if self.file.exists():
+            state = torch.load(self.file, weights_only=False)
+            self.model.load_state_dict(state['model'])
+            self.optimizer.load_state_dict(state['optimizer'])
+            self.step, self.seconds = state['step'], state['seconds']
+            self.curve, self.losses = state['curve'], state['losses']
 
+    def train(self) -> None:
+        """Train to the end."""
+        steps = self.study.pretrain.steps[self.cell.start]
+        every = max(1, steps // _CURVE_POINTS)
+        milestones = milestone_steps(self.study, self.cell.start)
+        self.model.train()
+        saved = time.process_time()
+        while True:
+            if (self.step % every == 0 or self.step == steps) and (
+                not self.curve or self.curve[-1]['step'] < self.step
+            ):
+                self._watch()
+            if self.step in milestones:
+                self._keep()
+            if self.step == steps:
+                return
+            start = time.process_time()
+            self._take_step()
+            end = time.process_time()
+            self.seconds += end - start
+            if end - saved > _SAVE_SECONDS:
+                self._save()
+                saved = end
 
-def _train(study: Study, places: Places, cell: Cell, images: np.ndarray, held_out: Tensor) -> dict:
-    settings, method = study.pretrain, cell.start
-    steps, batch = settings.steps[method], settings.batch_size
-    torch.manual_seed(cell.seed)
-    model = build_model(study, method)
-    optimizer = _optimizer(model, study)
-    curve: list[dict] = []
-    step, spent = 0, 0.0
-    last = places.folder(study, cell) / 'last.pth'
-    if last.exists():
-        state = torch.load(last, weights_only=False)
-        model.load_state_dict(state['model'])
-        optimizer.load_state_dict(state['optimizer'])
-        step, spent, curve = state['step'], state['seconds'], state['curve']
-    model.train()
-    milestones = milestone_steps(study, method)
-    every = max(1, steps // _CURVE_POINTS)
-    saved = clock = time.process_time()
-    losses: list[float] = []
-    while True:
-        # What follows, up to the optimiser, is watching: it does not count as training time.
-        if step % every == 0 or step == steps:
-            spent += time.process_time() - clock
-            point = dict(step=step, minutes=round(spent / 60, 3), train=_mean(losses))
-            if not curve or curve[-1]['step'] < step:
-                point['held_out'] = held_out_loss(model, held_out, settings.mask_ratio)
-                curve.append(point)
-                print(f'{cell.name} {point}', flush=True)
-            losses, clock = [], time.process_time()
-        if step in milestones:
-            spent += time.process_time() - clock
-            path = milestone_path(study, places, method, cell.seed, step)
-            _save(dict(state_dict=model.state_dict(), minutes=spent / 60), path)
-            clock = time.process_time()
-        if step == steps:
-            break
-        for group in optimizer.param_groups:
-            group['lr'] = learning_rate(study, method, step)
-        # All that is random depends on the seed and the step alone, so a resumed run goes on alike.
-        epoch, part = divmod(step, len(images) // batch)
-        order = _order(cell.seed, epoch, len(images))
+    def _take_step(self) -> None:
+        settings, seed, step = self.study.pretrain, self.cell.seed, self.step
+        for group in self.optimizer.param_groups:
+            group['lr'] = learning_rate(self.study, self.cell.start, step)
+        batch = settings.batch_size
+        epoch, part = divmod(step, len(self.images) // batch)
+        order = _order(seed, epoch, len(self.images))
         chosen = np.sort(order[part * batch : (part + 1) * batch])
-        seed = (cell.seed, 0, step)
-        loss = masked_loss(model, normalise(images[chosen]), settings.mask_ratio, seed)
-        optimizer.zero_grad()
+        images = normalise(self.images[chosen])
+        loss = masked_loss(self.model, images, settings.mask_ratio, (seed, 0, step))
+        self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 3.0)
-        optimizer.step()
-        losses.append(float(loss.detach()))
-        step += 1
-        if time.process_time() - saved > _SAVE_SECONDS:
-            spent += time.process_time() - clock
-            _save(
-                dict(
-                    model=model.state_dict(),
-                    optimizer=optimizer.state_dict(),
-                    step=step,
-                    seconds=spent,
-                    curve=curve,
-                ),
-                last,
-            )
-            saved = clock = time.process_time()
-    return dict(
-        steps=steps,
-        images=steps * batch,
-        minutes=curve[-1]['minutes'],
-        held_out=curve[-1]['held_out'],
-        curve=curve,
-    )
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 3.0)
+        self.optimizer.step()
+        self.losses.append(float(loss.detach()))
+        self.step += 1
+
+    def _watch(self) -> None:
+        loss = held_out_loss(self.model, self.held_out, self.study.pretrain.mask_ratio)
+        point = dict(
+            step=self.step,
+            minutes=round(self.seconds / 60, 3),
+            train=round(float(np.mean(self.losses)), 4) if self.losses else None,
+            held_out=round(loss, 5),
+        )
+        self.losses = []
+        self.curve.append(point)
+        print(f'{self.cell.name} {point}', flush=True)
+
+    def _keep(self) -> None:
+        path = milestone_path(self.study, self.places, self.cell.start, self.cell.seed, self.step)
+        _save(dict(state_dict=self.model.state_dict(), minutes=self.seconds / 60), path)
+
+    def _save(self) -> None:
+        state = {name: getattr(self, name) for name in ('step', 'seconds', 'curve', 'losses')}
+        state |= dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict())
+        _save(state, self.file)
 
 
 @lru_cache(maxsize=1)
@@ -268,10 +277,6 @@ def _optimizer(model: nn.Module, study: Study) -> torch.optim.Optimizer:
         dict(params=flat, weight_decay=0.0),
     ]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
-
-
-def _mean(values: list[float]) -> float | None:
-    return round(float(np.mean(values)), 4) if values else None
 
 
 def _save(state: dict, path: Path) -> None:
