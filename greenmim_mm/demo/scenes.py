@@ -1,4 +1,4 @@
-"""Scenes of the demo: large handwritten digits over calm backgrounds, with nothing downloaded.
+"""Scenes of the demo: large light digits over calm dark backgrounds, with nothing downloaded.
 
 The digits are those bundled with scikit-learn (1797 scans of 8x8), the backgrounds small pieces of
 photographs that lie in the scikit-image wheel. Both are real images; only their composition is
@@ -49,6 +49,9 @@ BACKGROUND_SIDE = (0.15, 0.4)
 
 BACKGROUND_BLUR = 0.06
 """Standard deviation of the blur over a background, relative to its side."""
+
+EXPOSURE = (0.25, 0.6)
+"""Range of what multiplies a background: digits are light, so that shape tells them, not colour."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ def random_background(rng: np.random.Generator, photo: np.ndarray, image_size: i
     # INTER_AREA averages when shrinking but degrades to blocks when enlarging.
     interpolation = cv2.INTER_AREA if side > image_size else cv2.INTER_CUBIC
     piece = cv2.resize(piece, (image_size, image_size), interpolation=interpolation)
-    exposure = rng.uniform(0.7, 1.2) * rng.uniform(0.92, 1.08, size=3)
+    exposure = rng.uniform(*EXPOSURE) * rng.uniform(0.92, 1.08, size=3)
     return np.clip(piece / 255 * exposure, 0, 1).astype(np.float32)
 
 
@@ -209,29 +212,10 @@ def render_digit(glyph: np.ndarray, height: float, angle: float, stretch: float)
     return opacity[top_left[0] : bottom_right[0], top_left[1] : bottom_right[1]]
 
 
-def choose_colour(rng: np.random.Generator, avoid: np.ndarray) -> np.ndarray:
-    """Draws a colour that stands out.
-
-    Args:
-        rng: Source of the colour.
-        avoid: Colours to stay away from, RGB in ``[0, 1]``, float32, ``(N, 3)``.
-
-    Returns:
-        RGB in ``[0, 1]``, float32, ``(3,)``: the first of 24 random colours that is far enough
-        from all of ``avoid`` in CIELAB, or the farthest where none is.
-    """
-    hue, saturation = rng.uniform(0, 360, 24), rng.uniform(0.25, 1.0, 24)
-    # Mid values look washed out on photographs, so the colours are either bright or dark.
-    value = np.where(rng.random(24) < 0.7, rng.uniform(0.85, 1.0, 24), rng.uniform(0.1, 0.4, 24))
-    hsv = np.stack([hue, saturation, value], axis=-1).astype(np.float32)
-    candidates = cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)
-    difference = cv2.cvtColor(candidates, cv2.COLOR_RGB2Lab)[0][:, None] - (
-        cv2.cvtColor(np.ascontiguousarray(avoid, dtype=np.float32)[None], cv2.COLOR_RGB2Lab)
-    )
-    # Shapes are read by lightness; hue alone hardly separates them, hence its smaller weight.
-    distance = np.linalg.norm(difference * [1.0, 0.4, 0.4], axis=-1).min(axis=1)
-    far = distance > 45
-    return candidates[0, far.argmax() if far.any() else distance.argmax()]
+def draw_colour(rng: np.random.Generator) -> np.ndarray:
+    """Draws the colour of a digit: chalk, light and hardly tinted; RGB in ``[0, 1]``, float32."""
+    hsv = np.array([rng.uniform(0, 360), rng.uniform(0, 0.25), rng.uniform(0.85, 1)], np.float32)
+    return cv2.cvtColor(hsv[None, None], cv2.COLOR_HSV2RGB)[0, 0]
 
 
 def compose_scene(
@@ -259,7 +243,6 @@ def compose_scene(
     margin = int(np.ceil(rim_width)) + 1
     owner = np.full((image_size, image_size), -1)  # position in `samples`, -1 for the background
     samples: list[int] = []
-    colours: list[np.ndarray] = []
     areas: list[int] = []  # before occlusion
 
     for _ in range(rng.integers(DIGITS_PER_IMAGE[0], DIGITS_PER_IMAGE[1] + 1)):
@@ -278,16 +261,12 @@ def compose_scene(
             continue
 
         under, below = canvas[window], owner[window]
-        avoid = [under[inside].mean(axis=0)]
-        avoid += [colours[i] for i in np.unique(below[(below >= 0) & (rim > 0)])]
-        colour = choose_colour(rng, np.stack(avoid))
-        luminance = colour @ [0.299, 0.587, 0.114]
-        rim_colour = colour * 0.2 if luminance > 0.45 else 1 - (1 - colour) * 0.25
-        canvas[window] = _blend(_blend(under, rim_colour, 0.75 * rim), colour, opacity)
+        colour = draw_colour(rng)
+        # A dark rim keeps digits apart where they touch.
+        canvas[window] = _blend(_blend(under, 0.2 * colour, 0.75 * rim), colour, opacity)
         below[rim > 0.5] = -1  # a rim hides what is under it but belongs to no digit
         below[inside] = len(samples)
         samples.append(sample)
-        colours.append(colour)
         areas.append(int(inside.sum()))
 
     image = np.rint(canvas * 255).astype(np.uint8)

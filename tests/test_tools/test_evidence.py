@@ -86,7 +86,8 @@ def test_every_cell_has_a_name_of_its_own_and_comes_after_its_weights():
         if cell.kind == 'probe':
             assert replace(cell, kind='pretrain').name in seen
         if cell.kind == 'detect' and cell.start != 'scratch':
-            assert Cell('pretrain', cell.start, Study().detect.pretrained_seed).name in seen
+            seed = Study().detect.pretrained_seed
+            assert Cell('pretrain', cell.start, seed, length=cell.length).name in seen
         seen.add(cell.name)
 
 
@@ -112,6 +113,7 @@ def test_result_of_another_version_is_refused(tmp_path):
         (dict(kind='detect', start='mae', seed=0, labels=100), "start='mae' of detect must be"),
         (dict(kind='pretrain', start='scratch', seed=0), "start='scratch' of pretrain must be"),
         (dict(kind='pretrain', start='simmim', seed=-1), 'seed=-1 must be at least 0'),
+        (dict(kind='probe', start='simmim', seed=0, length=3), 'length=3 must be a power of two'),
     ],
 )
 def test_impossible_cells(arguments, message):
@@ -167,6 +169,37 @@ def test_interrupted_pretraining_goes_on_as_if_nothing_had_happened(places, monk
     again = read_result(places, TINY, cell)
     assert [p['held_out'] for p in again['curve']] == [p['held_out'] for p in whole['curve']]
     assert [p['step'] for p in again['curve']] == list(range(9))
+
+
+def test_learning_rate_falls_to_zero_at_the_end_of_every_cycle():
+    rates = np.array([training.learning_rate(TINY, 'greenmim', step) for step in range(64)])
+    for end in (8, 16, 32, 64):
+        begin = end // 2 if end > 8 else 0
+        np.testing.assert_allclose(rates[begin : begin + 2], [5e-4, 1e-3])  # two of warm-up
+        assert (np.diff(rates[begin + 2 : end]) < 0).all() and 0 < rates[end - 1] < 1e-4
+    assert training.milestone_steps(TINY, 'greenmim', 4) == [0, 4, 8, 16, 32]
+
+
+def test_longer_pretraining_goes_on_from_a_shorter_one(places):
+    for length in (1, 2):
+        training.pretrain(TINY, places, Cell('pretrain', 'greenmim', 4, length=length))
+    short, long = (
+        read_result(places, TINY, Cell('pretrain', 'greenmim', 4, length=length))
+        for length in (1, 2)
+    )
+    assert (short['steps'], long['steps'], long['images']) == (8, 16, 64)
+    assert long['curve'][:9] == short['curve'] and len(long['curve']) == 17
+
+    at_once = replace(places, state=places.state.with_name('at_once'))
+    at_once.state.mkdir()
+    at_once.data(TINY).symlink_to(places.data(TINY))
+    training.pretrain(TINY, at_once, Cell('pretrain', 'greenmim', 4, length=2))
+    for step in (8, 16):
+        first, second = (
+            torch.load(training.milestone_path(TINY, where, 'greenmim', 4, step))['state_dict']
+            for where in (places, at_once)
+        )
+        assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize('method', METHODS)

@@ -47,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         starts = STARTS if kind == 'detect' else METHODS
         command.add_argument('--start', required=True, choices=starts)
         command.add_argument('--seed', type=int, default=0)
+        command.add_argument(
+            '--length', type=int, default=1, help="pre-training in units of the design's steps"
+        )
         if kind == 'detect':
             command.add_argument('--labels', type=int, required=True)
             command.add_argument('--stretch', type=float, default=1.0)
@@ -116,7 +119,7 @@ def _run(study: Study, places: Places, hours: float, wanted: str) -> None:
             break
         command = [sys.executable, __file__]
         command += [f'--state={places.state}', f'--results={places.results}', cell.kind]
-        command += [f'--start={cell.start}', f'--seed={cell.seed}']
+        command += [f'--start={cell.start}', f'--seed={cell.seed}', f'--length={cell.length}']
         if cell.kind == 'detect':
             command += [f'--labels={cell.labels}', f'--stretch={cell.stretch:g}']
         print(f'{time.strftime("%H:%M:%S")} {cell.name}', flush=True)

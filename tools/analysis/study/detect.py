@@ -101,7 +101,7 @@ def build_config(study: Study, places: Places, cell: Cell) -> Config:
         lr_mult=settings.lr_mult[cell.start]
     )
     if cell.start != 'scratch':
-        last = study.pretrain.steps[cell.start]
+        last = study.pretrain.steps[cell.start] * cell.length
         weights = milestone_path(study, places, cell.start, settings.pretrained_seed, last)
         if not weights.exists():
             raise StudyError(f'{cell.name}: no weights {weights}; run the pre-training first')

@@ -141,10 +141,11 @@ def held_out_loss(model: nn.Module, images: Tensor, ratio: float) -> float:
     return float(np.mean(losses))
 
 
-def milestone_steps(study: Study, method: str) -> list[int]:
-    """Steps after which the backbone's weights are kept."""
+def milestone_steps(study: Study, method: str, length: int = 1) -> list[int]:
+    """Steps after which the weights are kept, for a pre-training of a length."""
     steps = study.pretrain.steps[method]
-    return sorted({round(share * steps) for share in study.pretrain.milestones})
+    kept = {round(share * steps) for share in study.pretrain.milestones}
+    return sorted(kept | {steps << cycle for cycle in range(1, length.bit_length())})
 
 
 def milestone_path(study: Study, places: Places, method: str, seed: int, step: int) -> Path:
@@ -153,9 +154,12 @@ def milestone_path(study: Study, places: Places, method: str, seed: int, step: i
 
 
 def learning_rate(study: Study, method: str, step: int) -> float:
-    """Linear warm-up, then a cosine to zero."""
+    """Linear warm-up, then a cosine to zero, in cycles that end at 1, 2, 4, ... times the steps."""
     settings = study.pretrain
     peak, steps = settings.lr[method], settings.steps[method]
+    if step >= steps:
+        begin = steps << ((step // steps).bit_length() - 1)
+        step, steps = step - begin, begin
     if step < settings.warmup:
         return peak * (step + 1) / settings.warmup
     share = (step - settings.warmup) / max(1, steps - settings.warmup)
@@ -172,7 +176,7 @@ def pretrain(study: Study, places: Places, cell: Cell) -> None:
         run = _Run(study, places, cell, images, held_out)
         run.train()
         last = run.curve[-1]
-        values = dict(steps=run.step, images=run.step * study.pretrain.batch_size)
+        values = dict(steps=last['step'], images=last['step'] * study.pretrain.batch_size)
         values |= {name: last[name] for name in ('minutes', 'held_out')}
         write_result(places, study, cell, values | dict(curve=run.curve))
 
@@ -201,19 +205,21 @@ class _Run:
 
     def train(self) -> None:
         """Train to the end."""
-        steps = self.study.pretrain.steps[self.cell.start]
-        every = max(1, steps // _CURVE_POINTS)
-        milestones = milestone_steps(self.study, self.cell.start)
+        cycle = self.study.pretrain.steps[self.cell.start]
+        steps = cycle * self.cell.length
+        every = max(1, cycle // _CURVE_POINTS)
+        milestones = milestone_steps(self.study, self.cell.start, self.cell.length)
         self.model.train()
         saved = time.process_time()
         while True:
-            if (self.step % every == 0 or self.step == steps) and (
+            if (self.step % every == 0 or self.step in milestones) and (
                 not self.curve or self.curve[-1]['step'] < self.step
             ):
                 self._watch()
             if self.step in milestones:
                 self._keep()
-            if self.step == steps:
+            if self.step >= steps:
+                self._save()  # for a longer one
                 return
             start = time.process_time()
             self._take_step()

@@ -41,7 +41,7 @@ def probe(study: Study, places: Places, cell: Cell, part: str = 'val') -> list[d
         train = read_boxes(data, 'train', study.probe.num_train)
         test = read_boxes(data, part, count)
         found = []
-        steps = milestone_steps(study, cell.start)
+        steps = milestone_steps(study, cell.start, cell.length)
         for step in steps:
             path = milestone_path(study, places, cell.start, cell.seed, step)
             if not path.exists():

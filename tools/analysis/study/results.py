@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,12 @@ class Places:
     state: Path = ROOT / 'work_dirs/evidence'
 
     def folder(self, study: Study, cell: Cell) -> Path:
-        """Folder of a cell's checkpoints and logs, by version: another one never sees them."""
-        return self.state / version(study, cell) / cell.name
+        """Folder of a cell's checkpoints and logs, by version: another one never sees them.
+
+        A longer pre-training goes on from a shorter one, so both have one folder.
+        """
+        name = replace(cell, length=1).name if cell.kind == 'pretrain' else cell.name
+        return self.state / version(study, cell) / name
 
     def data(self, study: Study) -> Path:
         """Folder of the study's data."""
