@@ -347,10 +347,10 @@ def test_report_says_what_was_not_run(tmp_path):
         curve = [dict(iteration=5, loss=1.0, box=value, mask=value)]
         write_result(places, TINY, cell, dict(box_mAP=value, mask_mAP=value, dev=curve))
     text = write_report(TINY, places).read_text()
-    assert '| 100 | from scratch | 0.150 ± 0.071 (2) | 0.150 ± 0.071 (2) |' in text
-    assert '| 100 | GreenMIM | 0.260 (1) | 0.260 (1) | 0.060 (1) |' in text
-    assert '| 100 | SimMIM | not run | not run | not run |' in text
-    assert '| SimMIM | 0 | not run |' in text
+    assert '| 100 | from scratch | - | 0.150 ± 0.071 (2) | 0.150 ± 0.071 (2) |  |' in text
+    assert '| 100 | GreenMIM | 8 | 0.260 (1) | 0.260 (1) | 0.060 (1) |' in text
+    assert '| 100 | SimMIM | 8 | not run | not run | not run |' in text
+    assert '| SimMIM | 0 | 8 | not run |' in text
     for name in ('labels', 'curves', 'probes'):
         assert (tmp_path / f'docs/images/evidence_{name}.png').stat().st_size > 1000
 

@@ -28,7 +28,7 @@ class DataSettings:
 
     image_size: int = 128
     seed: int = 0
-    num_unlabelled: int = 12000
+    num_unlabelled: int = 6000
     num_train: int = 1800  # 600 for each seed of a detector
     num_dev: int = 120
     num_val: int = 400
@@ -65,7 +65,7 @@ class PretrainSettings:
         default_factory=lambda: dict(decoder_embed_dim=128, decoder_depth=2, decoder_num_heads=4)
     )
     batch_size: int = 16
-    steps: dict = field(default_factory=lambda: dict(greenmim=5000, scrambled=5000, simmim=3230))
+    steps: dict = field(default_factory=lambda: dict(greenmim=2500, scrambled=2500, simmim=1615))
     lr: dict = field(default_factory=lambda: dict(greenmim=1e-3, scrambled=1e-3, simmim=1e-3))
     warmup: int = 100
     weight_decay: float = 0.05
@@ -117,7 +117,7 @@ class Study:
     detect: DetectSettings = DetectSettings()
     seeds: tuple[int, ...] = (0, 1, 2)
     labels: tuple[int, ...] = (50, 100, 300, 600)
-    lengths: tuple[int, ...] = (1, 2, 4)
+    lengths: tuple[int, ...] = (1, 2, 4, 8)
 
     @property
     def images_a_seed(self) -> int:

@@ -33,7 +33,7 @@ def draw_pictures(study: Study, places: Places, folder: Path) -> list[Path]:
     cell = Cell('pretrain', 'greenmim', study.detect.pretrained_seed)
     steps = [
         step
-        for step in milestone_steps(study, cell.start)
+        for step in milestone_steps(study, cell.start, study.lengths[-1])
         if milestone_path(study, places, cell.start, cell.seed, step).exists()
     ]
     if steps:
@@ -42,9 +42,11 @@ def draw_pictures(study: Study, places: Places, folder: Path) -> list[Path]:
         written.append(path)
     found = {}
     for start in ('scratch', 'greenmim'):
-        results = places.folder(study, Cell('detect', start, study.seeds[0], 100)) / 'val.segm.json'
-        if results.exists():
-            found[f'{TITLES[start]}, 100 labels'] = results
+        for length in study.lengths:  # the longest that was run
+            detector = Cell('detect', start, study.seeds[0], 100, length=length)
+            results = places.folder(study, detector) / 'val.segm.json'
+            if results.exists():
+                found[f'{TITLES[start]}, 100 labels'] = results
     if len(found) == 2:
         path = folder / 'evidence_detections.png'
         coco = places.data(study) / 'labelled/coco'

@@ -1,13 +1,13 @@
 """Tables and figures of what has been computed; what has not is called so."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 
-from .design import METHODS, STARTS, Cell, Study, cells
+from .design import STARTS, Cell, Study, cells
 from .results import Places, read_result, write_atomically
 
 matplotlib.use('Agg')
@@ -90,24 +90,27 @@ def page(study: Study, results: Results) -> str:
         'images.',
         '',
     ]
-    lines += ['## Mask R-CNN', '', '| labels | start | box AP | mask AP | gain, box AP |']
-    lines.append('|---|---|---|---|---|')
+    lines += ['## Mask R-CNN', '']
+    lines.append('| labels | start | steps of pre-training | box AP | mask AP | gain, box AP |')
+    lines.append('|---|---|---|---|---|---|')
     for labels in study.labels:
         for start in STARTS:
-            if start == 'scrambled' and labels != 100:
-                continue
-            values = {
-                metric: Spread.of(detections(study, results, start, labels, metric))
-                for metric in _METRICS
-            }
-            gain = Spread.of(gains(study, results, start, labels)) if start != 'scratch' else ''
-            row = [labels, TITLES[start], *values.values(), gain]
-            lines.append(_row(NOT_RUN if value is None else value for value in row))
+            for length in _lengths(study, start, labels):
+                values = {
+                    metric: Spread.of(detections(study, results, start, labels, metric, length))
+                    for metric in _METRICS
+                }
+                gain, steps = '', '-'
+                if start != 'scratch':
+                    gain = Spread.of(gains(study, results, start, labels, length))
+                    steps = study.pretrain.steps[start] * length
+                row = [labels, TITLES[start], steps, *values.values(), gain]
+                lines.append(_row(NOT_RUN if value is None else value for value in row))
     lines += ['', '## Schedules of twice the length', '']
     lines += ['| start | labels | seed | box AP | twice as long |', '|---|---|---|---|---|']
     for cell in cells(study):
         if cell.kind == 'detect' and cell.stretch != 1.0:
-            short = results.get(Cell('detect', cell.start, cell.seed, cell.labels))
+            short = results.get(replace(cell, stretch=1.0))
             values = [
                 f'{found["box_mAP"]:.3f}' if found else NOT_RUN
                 for found in (short, results.get(cell))
@@ -116,25 +119,25 @@ def page(study: Study, results: Results) -> str:
     lines += ['', '## Pre-training', '']
     lines += ['| method | seed | steps | images | minutes, one thread | held-out loss |']
     lines.append('|---|---|---|---|---|---|')
-    for method in METHODS:
-        for seed in study.seeds:
-            found = results.get(Cell('pretrain', method, seed))
+    for cell in cells(study):
+        if cell.kind == 'pretrain':
+            found = results.get(cell)
             keys = ('steps', 'images', 'minutes', 'held_out')
-            values = [found[key] if found else NOT_RUN for key in keys]
-            lines.append(_row([TITLES[method], seed, *values]))
+            steps = study.pretrain.steps[cell.start] * cell.length
+            values = [found[key] for key in keys] if found else [steps, *[NOT_RUN] * 3]
+            lines.append(_row([TITLES[cell.start], cell.seed, *values]))
     lines += ['', '## Frozen features: which digit is in the box?', '']
     heads = [f'{kind}, stage {stage}' for kind in ('linear', 'k-NN') for stage in _STAGES]
     lines += [_row(['method', 'seed', 'step', 'minutes', *heads]), '|---' * 12 + '|']
-    for cell, values in results.items():
-        if cell.kind == 'probe':
-            for point in values['milestones']:
-                accuracies = [
-                    f'{stage[kind]:.3f}'
-                    for kind in ('linear', 'neighbours')
-                    for stage in point['stages']
-                ]
-                row = [TITLES[cell.start], cell.seed, point['step'], f'{point["minutes"]:.1f}']
-                lines.append(_row([*row, *accuracies]))
+    for cell, values in _longest(results, 'probe').items():
+        for point in values['milestones']:
+            accuracies = [
+                f'{stage[kind]:.3f}'
+                for kind in ('linear', 'neighbours')
+                for stage in point['stages']
+            ]
+            row = [TITLES[cell.start], cell.seed, point['step'], f'{point["minutes"]:.1f}']
+            lines.append(_row([*row, *accuracies]))
     return '\n'.join(lines) + '\n'
 
 
@@ -142,52 +145,106 @@ def _row(values) -> str:
     return f'| {" | ".join(str(value) for value in values)} |'
 
 
+def _lengths(study: Study, start: str, labels: int) -> list[int]:
+    """Lengths of pre-training that the study has detectors for."""
+    return sorted(
+        {
+            cell.length
+            for cell in cells(study)
+            if (cell.kind, cell.start, cell.labels, cell.stretch) == ('detect', start, labels, 1.0)
+        }
+    )
+
+
+def _longest(results: Results, kind: str) -> Results:
+    """Results of a kind, the longest of each start and seed: it has what shorter ones have."""
+    found: dict = {}
+    for cell in sorted((cell for cell in results if cell.kind == kind), key=lambda c: c.length):
+        found[cell.start, cell.seed] = cell
+    return {cell: results[cell] for cell in found.values()}
+
+
 def detections(
-    study: Study, results: Results, start: str, labels: int, metric: str = 'box_mAP'
+    study: Study,
+    results: Results,
+    start: str,
+    labels: int,
+    metric: str = 'box_mAP',
+    length: int = 1,
 ) -> list[float]:
     """A metric of the detectors of a start, over the seeds that were run."""
-    found = (results.get(Cell('detect', start, seed, labels)) for seed in study.seeds)
+    found = (
+        results.get(Cell('detect', start, seed, labels, length=length)) for seed in study.seeds
+    )
     return [values[metric] for values in found if values]
 
 
-def gains(study: Study, results: Results, start: str, labels: int) -> list[float]:
+def gains(study: Study, results: Results, start: str, labels: int, length: int = 1) -> list[float]:
     """Box AP of a start less that of scratch, over the seeds for which both were run."""
     pairs = (
-        [results.get(Cell('detect', name, seed, labels)) for name in (start, 'scratch')]
+        (
+            results.get(Cell('detect', start, seed, labels, length=length)),
+            results.get(Cell('detect', 'scratch', seed, labels)),
+        )
         for seed in study.seeds
     )
     return [ours['box_mAP'] - scratch['box_mAP'] for ours, scratch in pairs if ours and scratch]
 
 
 def draw_labels(study: Study, results: Results, path: Path) -> None:
-    """AP against the number of labels, by start; the bars are standard deviations."""
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout='constrained', sharey=True)
-    for axes, (metric, title) in zip(panels, _METRICS.items(), strict=True):
-        for start in STARTS:
-            points = {
-                labels: spread
-                for labels in study.labels
-                if (spread := Spread.of(detections(study, results, start, labels, metric)))
-            }
-            if points:
-                axes.errorbar(
-                    list(points),
-                    [spread.mean for spread in points.values()],
-                    [spread.deviation or 0.0 for spread in points.values()],
-                    color=COLOURS[start],
-                    label=TITLES[start],
-                    marker='o',
-                    capsize=3,
-                )
-        axes.set_xscale('log')
-        axes.set_xticks(study.labels, [str(labels) for labels in study.labels])
-        axes.minorticks_off()
-        axes.set(title=title, xlabel='annotated images', xlim=(0.8 * 50, 1.25 * 600))
+    """AP by start, against the number of labels and against the minutes of pre-training.
+
+    Bars are standard deviations. Against labels, a start shows its longest pre-training.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout='constrained', sharey=True)
+    for start in STARTS:
+        points = {
+            labels: spread
+            for labels in study.labels
+            for length in _lengths(study, start, labels)
+            if (spread := Spread.of(detections(study, results, start, labels, length=length)))
+        }
+        _draw_spreads(left, points, start)
+        pretrained = {
+            length: results.get(
+                Cell('pretrain', start, study.detect.pretrained_seed, length=length)
+            )
+            for length in _lengths(study, start, 100)
+            if start != 'scratch'
+        }
+        points = {
+            found['minutes']: spread
+            for length, found in pretrained.items()
+            if found
+            and (spread := Spread.of(detections(study, results, start, 100, length=length)))
+        }
+        if start == 'scratch' and (found := Spread.of(detections(study, results, start, 100))):
+            points = {0.0: found}
+        _draw_spreads(right, points, start)
+    left.set_xscale('log')
+    left.set_xticks(study.labels, [str(labels) for labels in study.labels])
+    left.minorticks_off()
+    left.set(xlabel='annotated images', xlim=(0.8 * study.labels[0], 1.25 * study.labels[-1]))
+    right.set(xlabel='minutes of pre-training, one thread', title='100 annotated images')
+    left.set(title='longest pre-training', ylabel='box AP on held-out images', ylim=(0, None))
+    for axes in (left, right):
         _tidy(axes)
-    panels[0].set(ylabel='AP on held-out images', ylim=(0, None))
-    _legend(panels[1])
+    _legend(right)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _draw_spreads(axes, points: Mapping[float, Spread], start: str) -> None:
+    if points:
+        axes.errorbar(
+            list(points),
+            [spread.mean for spread in points.values()],
+            [spread.deviation or 0.0 for spread in points.values()],
+            color=COLOURS[start],
+            label=TITLES[start],
+            marker='o',
+            capsize=3,
+        )
 
 
 def draw_probes(study: Study, results: Results, path: Path) -> None:
@@ -197,16 +254,15 @@ def draw_probes(study: Study, results: Results, path: Path) -> None:
         grid, (('linear', 'linear probe'), ('neighbours', 'k-NN')), strict=True
     ):
         for stage, axes in enumerate(row):
-            for cell, values in results.items():
-                if cell.kind == 'probe':
-                    points = values['milestones']
-                    axes.plot(
-                        [point['minutes'] for point in points],
-                        [point['stages'][stage][kind] for point in points],
-                        color=COLOURS[cell.start],
-                        label=TITLES[cell.start] if cell.seed == study.seeds[0] else None,
-                        marker='.',
-                    )
+            for cell, values in _longest(results, 'probe').items():
+                points = values['milestones']
+                axes.plot(
+                    [point['minutes'] for point in points],
+                    [point['stages'][stage][kind] for point in points],
+                    color=COLOURS[cell.start],
+                    label=TITLES[cell.start] if cell.seed == study.seeds[0] else None,
+                    marker='.',
+                )
             axes.set_title(f'{title}, stage {stage + 1}', fontsize=10)
             _tidy(axes)
     for axes in grid[1]:
@@ -222,12 +278,13 @@ def draw_curves(study: Study, results: Results, path: Path) -> None:
     """Held-out loss of each pre-training; AP of each detector with 100 labels as it trains."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout='constrained')
     told = set()
-    for cell, values in results.items():
+    detectors = {cell: found for cell, found in results.items() if cell.kind == 'detect'}
+    for cell, values in {**_longest(results, 'pretrain'), **detectors}.items():
         first = (cell.kind, cell.start) not in told
         label = TITLES[cell.start] if first else None
         if cell.kind == 'pretrain':
             axes, curve, x, y = left, values['curve'], 'minutes', 'held_out'
-        elif cell.kind == 'detect' and cell.labels == 100:
+        elif cell.labels == 100:
             axes, curve, x, y = right, values['dev'], 'iteration', 'box'
         else:
             continue
