@@ -1,14 +1,25 @@
 # Every target sets the environment up first; that takes no time once it is done.
 
-# Python 3.11 comes first: the pinned stack is used with it most. Overridable: make PYTHON=...
-PYTHON ?=
-VENV_PYTHON := .venv/bin/python
+# Overridable: make PYTHON=... STACK=openmmlab
+STACK ?= maintained
+# A candidate must run, not only be found: version managers leave shims that only print an error.
+# Python 3.11 comes first: the pinned stacks are used with it most.
+RUNS := -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' >/dev/null 2>&1
+INTERPRETER := $(or $(PYTHON),$(shell for python in python3.11 python3.12 python3.10 python3 python; do \
+	"$$python" $(RUNS) && echo "$$python" && break; done))
+# Where tools/setup_env.py makes the environment of a stack.
+VENV := .venv
+ifneq ($(STACK),maintained)
+VENV := .venv-$(STACK)-py$(shell '$(INTERPRETER)' -c 'import sys; print("%d%d" % sys.version_info[:2])')
+endif
+VENV_PYTHON := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test lint demo golden clean
 
 help:
-	@echo "make setup             make .venv with the pinned stack (PYTHON=... picks the interpreter)"
+	@echo "make setup             make .venv with the pinned stack (PYTHON=... picks the interpreter;"
+	@echo "                       STACK=openmmlab: the upstream stack, in its own environment)"
 	@echo "make test              run the tests (ARGS='-k masking' goes to pytest)"
 	@echo "make lint              ruff check and ruff format --check"
 	@echo "make demo              run the demo (QUICK=1 for the short one, MODEL=swinv2 for Swin V2,"
@@ -17,22 +28,14 @@ help:
 	@echo "make clean             remove caches and build leftovers (ALL=1: work_dirs as well)"
 	@echo "make help              this list"
 
-# A candidate must run, not only be found: version managers leave shims that only print an error.
 setup:
-	@python='$(PYTHON)'; \
-	if [ -z "$$python" ]; then \
-		for candidate in python3.11 python3.12 python3.10 python3 python; do \
-			if "$$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' \
-				>/dev/null 2>&1; then python="$$candidate"; break; fi; \
-		done; \
-	fi; \
-	if [ -z "$$python" ]; then \
+	@if [ -z '$(INTERPRETER)' ]; then \
 		echo "error: no Python 3.10, 3.11 or 3.12 in PATH. Install one (Debian/Ubuntu:" >&2; \
 		echo "       apt-get install python3.11 python3.11-venv python3.11-dev), or name one:" >&2; \
 		echo "       make setup PYTHON=/path/to/python3.11" >&2; \
 		exit 1; \
-	fi; \
-	"$$python" tools/setup_env.py
+	fi
+	@'$(INTERPRETER)' tools/setup_env.py --stack '$(STACK)'
 
 test: setup
 	@$(VENV_PYTHON) -m pytest -q $(ARGS)
@@ -52,7 +55,7 @@ golden:
 
 # work_dirs holds checkpoints that took long to train, so it goes only when asked for.
 clean:
-	@find . \( -path ./.venv -o -path ./.git -o -path ./data -o -path ./work_dirs \) -prune \
+	@find . \( -path './.venv*' -o -path ./.git -o -path ./data -o -path ./work_dirs \) -prune \
 		-o -type d -name __pycache__ -exec rm -rf {} +
 	@rm -rf .pytest_cache .ruff_cache build dist *.egg-info
 	@$(if $(ALL),rm -rf work_dirs)

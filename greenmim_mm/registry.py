@@ -4,7 +4,9 @@ mmengine imports this module when it meets a scoped name such as ``greenmim_mm.G
 the ``locations`` are imported at the first look-up. No config needs ``custom_imports``.
 """
 
+from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
@@ -14,4 +16,15 @@ MODELS = Registry(
 
 TRANSFORMS = Registry(
     'transform', parent=MMENGINE_TRANSFORMS, scope='greenmim_mm', locations=['greenmim_mm.datasets']
+)
+
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
+    scope='greenmim_mm',
+    locations=['greenmim_mm.engine.optimizers'],
+)
+
+LOOPS = Registry(
+    'loop', parent=MMENGINE_LOOPS, scope='greenmim_mm', locations=['greenmim_mm.evaluation']
 )

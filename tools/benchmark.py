@@ -25,25 +25,12 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
-from typing import NoReturn
+from functools import partial
 
-import torch
-
-from greenmim_mm.benchmark import dense, grouping, pretrain, report
-from greenmim_mm.benchmark.candidates import CANDIDATES, select
-from greenmim_mm.benchmark.measure import Settings, available_memory, memory_limit
-from greenmim_mm.checkpoint.files import check_destination
-from greenmim_mm.models.green_swin import ARCHS
-from greenmim_mm.ops import check_mask_ratio, unit_grid
+from greenmim_mm.archs import SWIN_ARCHS
+from greenmim_mm.cli.errors import Parser, errors_in_one_line
 
 COMMANDS = ('pretrain', 'grouping', 'dense')
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f'{self.prog}: error: {message}\n')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,13 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv.insert(0, 'pretrain')
     parser = _parser()
     args = parser.parse_args(argv)
-    try:
+    # Not above: `--help` is quick without.
+    import torch
+
+    from greenmim_mm.benchmark import grouping, measure, report
+    from greenmim_mm.fileio import check_destination
+
+    args.device = torch.device(args.device)
+    with errors_in_one_line(parser, OSError, ValueError):
         # What is cheap to check comes before anything is measured.
         if args.json:
             check_destination(args.json, args.force)
-        measure = _plan(args)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+        run = _plan(args)
     if args.threads:
         torch.set_num_threads(args.threads)
 
@@ -71,8 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     on_cuda = args.device.type == 'cuda'
     try:
         # Libraries print to stdout while they build models.
-        with redirect_stdout(sys.stderr), memory_limit(None if on_cuda else available_memory()):
-            measure(results, _log)
+        limit = None if on_cuda else measure.available_memory()
+        with redirect_stdout(sys.stderr), measure.memory_limit(limit):
+            run(results=results, log=_log)
     except KeyboardInterrupt:
         interrupted = True
         for result in results:
@@ -89,40 +82,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan(args: argparse.Namespace) -> Callable:
-    """Check the options of a command, and make the function ``(results, log)`` that measures."""
+    """Check the options of a command, and make what measures, given ``results`` and ``log``."""
+    import torch
+
+    from greenmim_mm.benchmark import candidates, dense, grouping, measure, pretrain
+    from greenmim_mm.ops import check_mask_ratio, unit_grid
+
     if args.device.type == 'cuda' and not torch.cuda.is_available():
         raise ValueError('--device cuda: PyTorch finds no CUDA device here; use --device cpu')
     if args.command == 'grouping':
         check_mask_ratio(args.mask_ratio)
         for side in args.pixels:
             unit_grid(side, side)
-        return lambda results, log: grouping.run(
-            results,
-            log,
-            args.pixels,
-            args.window,
-            args.mask_ratio,
-            args.repeats,
-            args.table_limit,
-        )
+        names = ('pixels', 'window', 'mask_ratio', 'repeats', 'table_limit')
+        return partial(grouping.run, **{name: getattr(args, name) for name in names})
     # Several steps in a row let CUDA's queue hide the planning of the next one, as in training.
     steps = args.steps or (10 if args.device.type == 'cuda' else 1)
-    settings = Settings(args.device, args.repeats, args.warmup, steps, args.amp)
+    settings = measure.Settings(args.device, args.repeats, args.warmup, steps, args.amp)
     if args.command == 'dense':
-        return lambda results, log: dense.run(
-            results, log, settings, args.arch, args.size, args.window, args.batch
-        )
+        names = ('arch', 'size', 'window', 'batch')
+        return partial(dense.run, settings=settings, **{n: getattr(args, n) for n in names})
     if args.find_batch and args.device.type != 'cuda':
         raise ValueError('--find-batch needs --device cuda')
-    candidates = select(args.models)
-    return lambda results, log: pretrain.run(
-        candidates, results, log, settings, args.batch, args.find_batch
-    )
+    selected = candidates.select(args.models)
+    options = dict(settings=settings, batch=args.batch, find_batch=args.find_batch)
+    return partial(pretrain.run, candidates=selected, **options)
 
 
 def _parser() -> argparse.ArgumentParser:
     summary, _, epilog = __doc__.partition('\n')
-    parser = _Parser(
+    parser = Parser(
         description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest='command', metavar='COMMAND')
@@ -131,12 +120,10 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument('--repeats', type=_positive, default=5, help='rounds (default: 5)')
     common.add_argument('--json', metavar='PATH', help='file to write the figures to as well')
     common.add_argument('--force', action='store_true', help='replace PATH if it exists')
-    common.set_defaults(device=torch.device('cpu'), amp=False, threads=None)
+    common.set_defaults(device='cpu', amp=False, threads=None)
 
     models = argparse.ArgumentParser(add_help=False)
-    models.add_argument(
-        '--device', type=_device, default='cpu', metavar='cpu|cuda', help='default: cpu'
-    )
+    models.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='default: cpu')
     models.add_argument('--amp', action='store_true', help='bf16 autocast (default: fp32)')
     models.add_argument('--warmup', type=_positive, default=2, help='steps before (default: 2)')
     models.add_argument(
@@ -144,12 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     models.add_argument('--threads', type=_positive, help="default: PyTorch's choice")
 
-    names = ', '.join(candidate.name for candidate in CANDIDATES)
-    command = commands.add_parser(
-        'pretrain', parents=[common, models], help='the default', epilog=f'models: {names}'
-    )
+    command = commands.add_parser('pretrain', parents=[common, models], help='the default')
     command.add_argument(
-        '--models', nargs='+', metavar='NAME', help="names or patterns such as '*-base*'"
+        '--models',
+        nargs='+',
+        metavar='NAME',
+        help="names or patterns such as '*-base*'; '?' lists all (default: all)",
     )
     command.add_argument(
         '--batch', type=_positive, help='default: 8, Swin-L 4; on CUDA 32 times as many'
@@ -173,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     command = commands.add_parser('dense', parents=[common, models], help='in a detector')
-    command.add_argument('--arch', choices=list(ARCHS), default='tiny', help='default: tiny')
+    command.add_argument('--arch', choices=list(SWIN_ARCHS), default='tiny', help='default: tiny')
     command.add_argument(
         '--size', type=_size, default='800x1216', metavar='HxW', help='default: 800x1216'
     )
@@ -193,12 +180,6 @@ def _size(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(f'{text!r} is not a height and width such as 800x1216')
     height, width = text.split('x')
     return int(height), int(width)
-
-
-def _device(text: str) -> torch.device:
-    if text not in ('cpu', 'cuda'):
-        raise argparse.ArgumentTypeError(f'{text!r} is neither cpu nor cuda')
-    return torch.device(text)
 
 
 def _log(message: str) -> None:

@@ -21,19 +21,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from greenmim_mm.checkpoint import (
-    FORMATS,
-    FileConversion,
-    VerificationError,
-    atomic_path,
-    check_destination,
-    convert_file,
-    inspect_checkpoint,
-)
+from greenmim_mm.checkpoint import FORMATS, FileConversion, convert_file, inspect_checkpoint
 from greenmim_mm.checkpoint.text import printable
-from greenmim_mm.checkpoint.writing import check_apart
+from greenmim_mm.cli.errors import Parser, UserError, errors_in_one_line
+from greenmim_mm.fileio import atomic_path, check_apart, check_destination
+from greenmim_mm.verification import VerificationError, verify_network
 
-_WRONG_NETWORK, _REFUSED, _LOST, _INTERRUPTED = 1, 2, 3, 130
+_WRONG_NETWORK, _LOST = 1, 3
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,21 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     inspecting = argv[:1] == ['inspect']
     parser = _inspect_parser() if inspecting else _convert_parser()
     args = parser.parse_args(argv[inspecting:])
-    try:
-        with _ended_by_signals():
+    codes = {VerificationError: _WRONG_NETWORK}
+    with errors_in_one_line(parser, OSError, ValueError, ImportError, codes=codes):
+        with _ended_by_signals(), _lack_of_memory_named():
             code, text = _inspect(args) if inspecting else _convert(args)
-    except KeyboardInterrupt:
-        parser.exit(_INTERRUPTED, f'{parser.prog}: interrupted\n')
-    except (OSError, ValueError, ImportError, MemoryError, RuntimeError) as error:
-        # torch has no class of its own for it.
-        full = isinstance(error, RuntimeError) and 'allocate' in str(error)
-        if isinstance(error, RuntimeError) and not full:
-            raise
-        code = _WRONG_NETWORK if isinstance(error, VerificationError) else _REFUSED
-        message = printable(error, 2000) or type(error).__name__
-        if full or isinstance(error, MemoryError):
-            message = f'out of memory: {message}'
-        parser.exit(code, f'{parser.prog}: error: {message}\n')
     _print(text)
     if code:
         parser.exit(code)
@@ -70,6 +53,17 @@ def _print(text: str) -> None:
     except BrokenPipeError:
         # Or the interpreter complains when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _lack_of_memory_named() -> Iterator[None]:
+    """Lack of memory is the user's to mend; torch has no class of its own for it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and 'allocate' not in str(error):
+            raise
+        raise UserError(f'out of memory: {str(error) or type(error).__name__}') from error
 
 
 @contextmanager
@@ -120,7 +114,7 @@ def _convert(args: argparse.Namespace) -> tuple[int, str]:
         window_size=args.window_size,
         pretrained_window_size=args.pretrained_window_size,
         dtype=args.dtype,
-        verify=args.verify,
+        verify=verify_network if args.verify else None,
         strict=args.strict,
         trust=args.trust,
         key=args.key,
@@ -134,6 +128,7 @@ def _convert(args: argparse.Namespace) -> tuple[int, str]:
     if result.verification is not None:
         lines.append(f'verified: {result.verification.summary()}')
     lines.append(f'wrote {args.dst}')
+    lines.append(f'build it with: {printable(result.usage, 2000)}')
     if args.report is not None:
         with atomic_path(args.report, args.force) as temporary:
             temporary.write_text(json.dumps(_account(result), indent=2) + '\n', 'utf-8')
@@ -147,6 +142,7 @@ def _account(result: FileConversion) -> dict:
         report=asdict(result.report) | {'lossless': result.report.lossless},
         architecture=asdict(result.architecture) | {'name': result.architecture.name},
         meta=result.meta,
+        usage=result.usage,
     )
     if result.verification is not None:
         account['verification'] = asdict(result.verification)
@@ -156,7 +152,7 @@ def _account(result: FileConversion) -> dict:
 def _convert_parser() -> argparse.ArgumentParser:
     description, _, examples = __doc__.partition('\n\n')
     formats = '\n'.join(f'  {entry.name}: {entry.description}' for entry in FORMATS.values())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         epilog=f'{examples}\nformats:\n{formats}',
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -204,7 +200,7 @@ def _convert_parser() -> argparse.ArgumentParser:
 
 
 def _inspect_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f'{Path(sys.argv[0]).name} inspect', description='Says what a checkpoint is.'
     )
     _add_source(parser)

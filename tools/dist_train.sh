@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Trains on several GPUs:  tools/dist_train.sh CONFIG GPUS [options of train.py]
+# Trains on several GPUs, or without any in several CPU processes (pass
+# --cfg-options optim_wrapper.type=OptimWrapper where the recipe wants mixed precision):
+#     tools/dist_train.sh CONFIG GPUS [options of train.py]
 # More than one machine: set NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT on each.
 set -euo pipefail
 

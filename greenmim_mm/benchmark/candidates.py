@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..archs import SWIN_ARCHS, SWINV2_ARCHS
 from ..models import GreenMIMPretrainDecoder, GreenSwin, GreenSwinV2
-from ..models.green_swin import ARCHS
-from ..models.green_swin_v2 import ARCHS_V2
-from ..ops import UNIT_SIZE, random_mask, to_device, unit_grid
+from ..ops import UNIT_SIZE, UnitMask, random_mask, take_units, to_device, unit_grid
 
 
 @dataclass(frozen=True)
@@ -96,31 +95,29 @@ class GreenMIMStep(nn.Module):
     def draw(self, images: Tensor) -> None:
         """Nothing: masks are drawn, and groups planned, in the step."""
 
-    def mask(self, images: Tensor) -> np.ndarray:
-        """The mask of the next step, ``(L,)`` bool, True = masked: three quarters."""
+    def mask(self, images: Tensor) -> UnitMask:
+        """The mask of the next step: three quarters are hidden."""
         rows, columns = unit_grid(*images.shape[-2:])
-        return random_mask(rows * columns, 0.75, self.rng)
+        return UnitMask((rows, columns), random_mask(rows * columns, 0.75, self.rng))
 
     def plan(self, images: Tensor) -> None:
         """Draw a mask and plan a step, as :meth:`forward` does."""
-        self.backbone.plan(self.mask(images), unit_grid(*images.shape[-2:]), images.device)
+        self.backbone.plan(self.mask(images), images.device)
 
     def forward(self, images: Tensor, drawn: None = None) -> Tensor:
         """Loss of images ``(B, 3, S, S)``, masks included."""
         return self.masked_loss(images, self.mask(images))
 
-    def masked_loss(self, images: Tensor, mask: np.ndarray) -> Tensor:
-        """Squared error of the normalised pixels of hidden units; mask ``(L,)``, True = masked."""
-        grid = unit_grid(*images.shape[-2:])
-        painted = self.neck(self.backbone(images, mask), mask, grid)
-        hidden = np.flatnonzero(mask)
-        row, column = (to_device(i, images.device) for i in np.divmod(hidden, grid[1]))
-        units = images.unflatten(3, (-1, UNIT_SIZE)).unflatten(2, (-1, UNIT_SIZE))
-        # (hidden, B, C, 32, 32) -> (B, hidden, 32 * 32 * C)
-        units = units[:, :, row, :, column].permute(1, 0, 3, 4, 2).flatten(2)
+    def masked_loss(self, images: Tensor, mask: UnitMask) -> Tensor:
+        """Squared error of the normalised pixels of hidden units."""
+        painted = self.neck(self.backbone(images, mask), mask)
+        # (B, hidden, C, 32, 32) -> (B, hidden, 32 * 32 * C)
+        units = take_units(images, mask.hidden_units).permute(0, 1, 3, 4, 2).flatten(2)
         variance, mean = torch.var_mean(units, dim=-1, keepdim=True)
         target = (units - mean) / (variance + 1e-6) ** 0.5
-        return F.mse_loss(painted.index_select(1, to_device(hidden, images.device)), target)
+        return F.mse_loss(
+            painted.index_select(1, to_device(mask.hidden_units, images.device)), target
+        )
 
 
 class PeerStep(nn.Module):
@@ -170,54 +167,32 @@ def simmim(candidate: Candidate) -> PeerStep:
         backbone = dict(
             type='greenmim_mm.SimMIMSwinTransformerV2', window_size=candidate.window_sizes, **common
         )
-    archs = ARCHS if candidate.version == 1 else ARCHS_V2
+    archs = SWIN_ARCHS if candidate.version == 1 else SWINV2_ARCHS
     arch = archs[candidate.arch] if isinstance(candidate.arch, str) else candidate.arch
-    return PeerStep(
-        dict(
-            type='SimMIM',
-            backbone=backbone,
-            neck=dict(
-                type='SimMIMLinearDecoder', in_channels=8 * arch['embed_dims'], encoder_stride=32
-            ),
-            head=dict(
-                type='SimMIMHead',
-                patch_size=4,
-                loss=dict(type='PixelReconstructionLoss', criterion='L1', channel=3),
-            ),
-        ),
-        hidden=0.6,
+    width = 8 * arch['embed_dims']
+    loss = dict(type='PixelReconstructionLoss', criterion='L1', channel=3)
+    parts = dict(
+        backbone=backbone,
+        neck=dict(type='SimMIMLinearDecoder', in_channels=width, encoder_stride=32),
+        head=dict(type='SimMIMHead', patch_size=4, loss=loss),
     )
+    return PeerStep(dict(type='SimMIM', **parts), hidden=0.6)
 
 
 def mae(candidate: Candidate) -> PeerStep:
     """MAE of mmpretrain, as its recipes have it; it draws its masks itself."""
-    return PeerStep(
-        dict(
-            type='MAE',
-            backbone=dict(
-                type='MAEViT',
-                arch=candidate.arch,
-                img_size=candidate.img_size,
-                patch_size=16,
-                mask_ratio=0.75,
-            ),
-            neck=dict(
-                type='MAEPretrainDecoder',
-                num_patches=(candidate.img_size // 16) ** 2,
-                patch_size=16,
-                embed_dim=candidate.arch['embed_dims'],
-                decoder_embed_dim=512,
-                decoder_depth=8,
-                decoder_num_heads=16,
-            ),
-            head=dict(
-                type='MAEPretrainHead',
-                norm_pix=True,
-                patch_size=16,
-                loss=dict(type='PixelReconstructionLoss', criterion='L2'),
-            ),
-        )
+    size = candidate.img_size
+    decoder = dict(decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16)
+    width = dict(num_patches=(size // 16) ** 2, embed_dim=candidate.arch['embed_dims'])
+    loss = dict(type='PixelReconstructionLoss', criterion='L2')
+    parts = dict(
+        backbone=dict(type='MAEViT', arch=candidate.arch, img_size=size, mask_ratio=0.75),
+        neck=dict(type='MAEPretrainDecoder', **width, **decoder),
+        head=dict(type='MAEPretrainHead', norm_pix=True, loss=loss),
     )
+    for part in parts.values():
+        part['patch_size'] = 16
+    return PeerStep(dict(type='MAE', **parts))
 
 
 def swin_group(arch: str, window: int, paper_window: int, batch: int) -> list[Candidate]:

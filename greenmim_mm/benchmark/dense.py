@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..archs import SWIN_ARCHS
 from ..models import GreenSwin
-from ..models.green_swin import ARCHS
 from .candidates import missing
 from .measure import (
     Result,
@@ -86,7 +86,7 @@ def run(
     if not theirs.failure:
         from mmdet.models import SwinTransformer
 
-        swin = SwinTransformer(**ARCHS[arch], window_size=window, drop_path_rate=0.0)
+        swin = SwinTransformer(**SWIN_ARCHS[arch], window_size=window, drop_path_rate=0.0)
         swin.load_state_dict(green.state_dict())
         models.append((theirs, swin))
 

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,12 +12,13 @@ import torch
 from ..models import GreenSwin
 from ..ops import (
     GroupPlan,
+    UnitMask,
     group_windows,
     grouped_plan,
+    plan_pair,
     random_mask,
     unit_grid,
     visible_tokens,
-    window_grid,
 )
 from .report import cell, markdown
 
@@ -110,29 +112,28 @@ def run(
     cpu = torch.device('cpu')
     for side in pixels:
         grid = unit_grid(side, side)
-        masks = [random_mask(grid[0] * grid[1], mask_ratio, rng) for _ in range(repeats)]
-        result = GroupingResult(f'{side} px', 64 * int((~masks[0]).sum()))
+        masks = [
+            UnitMask(grid, random_mask(grid[0] * grid[1], mask_ratio, rng)) for _ in range(repeats)
+        ]
+        result = GroupingResult(f'{side} px', 64 * len(masks[0].visible_units))
         results.append(result)
         if side > table_limit:
             result.note = f'table-filling skipped above {table_limit} px'
         for mask in masks:
             start = time.perf_counter()
-            backbone.plan(mask, grid, cpu)
+            backbone.plan(mask, cpu)
             result.seconds.append(time.perf_counter() - start)
-            _compare(result, _group_plans(mask, grid, window), side <= table_limit)
+            _compare(result, _group_plans(mask, window), side <= table_limit)
             log(f'{result.name}: {len(result.seconds)} of {repeats} masks')
 
 
-def _group_plans(mask: np.ndarray, grid: tuple[int, int], window: int) -> list[GroupPlan]:
+def _group_plans(mask: UnitMask, window: int) -> list[GroupPlan]:
     """Plans of a step: each stage's distinct cuts, as the backbone makes them."""
-    stages = visible_tokens(mask, grid)
-    cuts = [
-        (tokens, window_grid(tokens.grid, window, shifted))
-        for tokens in stages
-        for shifted in (False, True)
-    ]
-    distinct = {cut: tokens for tokens, cut in cuts}
-    return [grouped_plan(tokens, cut) for cut, tokens in distinct.items()]
+    plans = []
+    for tokens in visible_tokens(mask):
+        plain, shifted = plan_pair(partial(grouped_plan, tokens), tokens.grid, window)
+        plans += [plain] if shifted is plain else [plain, shifted]
+    return plans
 
 
 def _compare(result: GroupingResult, plans: Sequence[GroupPlan], with_table: bool) -> None:

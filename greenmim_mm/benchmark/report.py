@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.files import atomic_path
+from ..fileio import atomic_path
 from .measure import Result, speedup
 
 # Distributions that carry a package under another name.

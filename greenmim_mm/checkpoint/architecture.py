@@ -1,30 +1,24 @@
 """What a Swin looks like, read off the shapes of its parameters."""
 
+import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..archs import SWIN_ARCHS, SWINV2_ARCHS
+from ..ops import coords_windows
 from .reading import CheckpointError
-from .transforms import coords_windows
+from .transforms import BUFFERS, COORDS, INDEX, TABLE, Transform, written_shapes
 
 NUM_STAGES = 4
 # Buffers grow with the fourth power of it; no network in use comes near.
 MAX_WINDOW = 64
-_NAMES = {
-    (96, (2, 2, 6, 2), (3, 6, 12, 24)): 'tiny',
-    (96, (2, 2, 18, 2), (3, 6, 12, 24)): 'small',
-    (128, (2, 2, 18, 2), (4, 8, 16, 32)): 'base',
-    (192, (2, 2, 18, 2), (6, 12, 24, 48)): 'large',
-    (352, (2, 2, 18, 2), (11, 22, 44, 88)): 'huge',
-    (512, (2, 2, 42, 4), (16, 32, 64, 128)): 'giant',
-}
 _BLOCK_KEY = re.compile(r'stages\.(\d{1,3})\.blocks\.(\d{1,4})\.(.+)')
 _ATTN = 'attn.w_msa.'
-
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -37,8 +31,8 @@ class Architecture:
         embed_dims: Channels of the first stage; each further stage has twice as many.
         depths: Blocks of each stage.
         num_heads: Attention heads of each stage.
-        window_sizes: Side of the windows of each stage in tokens; None where the parameters do
-            not tell (V2 files without buffers).
+        window_sizes: Side of the windows of each stage in tokens; None where nothing tells it (V2
+            files without buffers).
         mlp_ratio: Width of the MLPs over the stage's channels.
         qkv_bias: Whether queries, keys and values have a bias (V2: queries and values).
         in_channels: Channels of the image.
@@ -46,10 +40,8 @@ class Architecture:
         output_norms: Stages whose output has a norm.
         bias_hidden: Hidden channels of the MLP that makes V2's bias; 0 in V1.
         extra_norm_every: Every so many blocks one ends with one more norm (the largest V2); or 0.
-        pretrained_window_sizes: Windows in pre-training, by which V2 scales offsets, if they were
-            others than ``window_sizes``; else None.
-        pretraining_told: Whether it is known by which windows V2 scales offsets; if not, they
-            are taken to be ``window_sizes``.
+        pretrained_window_sizes: Windows of the pre-training, by which V2 scales offsets, whether
+            or not they are ``window_sizes``; None where nothing tells them, and in V1.
         first_merging: Stage that holds the first patch merging: 0 (behind its blocks, as in V1),
             or 1 (before its blocks, as in mmpretrain's V2).
     """
@@ -67,13 +59,16 @@ class Architecture:
     bias_hidden: int = 0
     extra_norm_every: int = 0
     pretrained_window_sizes: tuple[int, ...] | None = None
-    pretraining_told: bool = True
     first_merging: int = 0
 
     @property
     def name(self) -> str | None:
         """'tiny', 'small', 'base', 'large', 'huge' or 'giant'; None for other sizes."""
-        return _NAMES.get((self.embed_dims, self.depths, self.num_heads))
+        own = dict(embed_dims=self.embed_dims, depths=self.depths, num_heads=self.num_heads)
+        if self.version == 2:
+            own['extra_norm_every_n_blocks'] = self.extra_norm_every
+        archs = SWIN_ARCHS if self.version == 1 else SWINV2_ARCHS
+        return next((name for name, arch in archs.items() if arch == own), None)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -86,28 +81,24 @@ class Architecture:
         sizes = set(self.window_sizes or ())
         return sizes.pop() if len(sizes) == 1 else None
 
+    @property
+    def scale_is_known(self) -> bool:
+        """Whether it is known by which windows offsets are scaled; V1 has no such scale."""
+        return self.version == 1 or self.pretrained_window_sizes is not None
+
+    @property
+    def foreign_scale(self) -> tuple[int, ...] | None:
+        """Windows of V2's pre-training if they are others than those in use; else None."""
+        sizes = self.pretrained_window_sizes
+        return None if sizes == self.window_sizes else sizes
+
     def with_window(self, window_size: int | Sequence[int]) -> 'Architecture':
-        """The same network with other windows; V2 remembers those of its pre-training.
+        """The same network with other windows; those of the pre-training stay.
 
         Raises:
             ValueError: See :func:`check_window_size`.
         """
-        new = check_window_size(window_size, len(self.depths))
-        old = (self.pretrained_window_sizes or self.window_sizes) if self.version == 2 else None
-        return replace(self, window_sizes=new, pretrained_window_sizes=None if old == new else old)
-
-    def with_pretraining(self, window_size: int | Sequence[int]) -> 'Architecture':
-        """The Swin V2 that was pre-trained with these windows.
-
-        Raises:
-            ValueError: See :func:`check_window_size`.
-        """
-        new = check_window_size(window_size, len(self.depths), 'pretrained_window_size')
-        return replace(
-            self,
-            pretrained_window_sizes=None if new == self.window_sizes else new,
-            pretraining_told=True,
-        )
+        return replace(self, window_sizes=check_window_size(window_size, len(self.depths)))
 
     def describe(self) -> str:
         """One line: name, version and sizes."""
@@ -142,14 +133,17 @@ def check_window_size(
 
 
 def infer_architecture(
-    state_dict: Mapping[str, Tensor], names: Mapping[str, str] | None = None
+    state_dict: Mapping[str, Tensor],
+    spell: Callable[[str], str | None] = str,
+    transforms: Sequence[Transform] = (),
 ) -> Architecture:
     """Read the architecture off a state dict and check every parameter against it.
 
     Args:
-        state_dict: Parameters under canonical names, ``stages.0.blocks.0...``; keys of anything
-            but the backbone are passed over.
-        names: For messages, the name that each canonical key has in the file.
+        state_dict: Parameters under canonical names, ``stages.0.blocks.0...``; parts of other
+            models than a Swin are passed over.
+        spell: For messages, makes the name in the file of a canonical one.
+        transforms: Those by which parts of ``state_dict`` have yet to be read.
 
     Returns:
         The architecture. Sizes are those on which most layers agree, so that one wrong layer is
@@ -159,40 +153,41 @@ def infer_architecture(
         CheckpointError: If this is no Swin, parameters are lacking, or one has a shape that does
             not go with the others; the message names it and the shape that it should have.
     """
-    names = names or {}
+
+    def named(key: str) -> str:
+        return spell(key) or key
+
     own = {key: value for key, value in state_dict.items() if _in_backbone(key)}
     if not any(map(_BLOCK_KEY.fullmatch, own)):
         raise CheckpointError(
             f'this is no Swin: none of {len(state_dict)} keys belongs to a block; first keys: '
-            f'{[names.get(key, key) for key in list(state_dict)[:3]]}'
+            f'{[named(key) for key in list(state_dict)[:3]]}'
         )
     architecture = _guess(own)
-    if architecture.version == 2:
-        pretrained = _pretrained_windows(own)
-        architecture = replace(
-            architecture,
-            pretrained_window_sizes=None if pretrained == architecture.window_sizes else pretrained,
-            pretraining_told=pretrained is not None,
-        )
-    shapes = parameter_shapes(architecture)
-    _check_keys(own, shapes, architecture, names)
-    for key, value in own.items():
+    shapes = written_shapes(parameter_shapes(architecture), transforms)
+    _check_keys(own, shapes, architecture, named)
+    shapes |= written_shapes(_buffer_shapes(own, architecture), transforms)
+    shapes |= _other_shapes(state_dict, architecture)
+    for key, value in state_dict.items():
         expected = shapes.get(key)
         if expected is not None and tuple(value.shape) != expected:
             raise CheckpointError(
-                f'{names.get(key, key)} has shape {tuple(value.shape)}; by the other layers it '
-                f'should be {expected} ({architecture.describe()})'
+                f'{named(key)} has shape {tuple(value.shape)}; by the other layers it should be '
+                f'{expected} ({architecture.describe()})'
             )
-    leaf = 'relative_position_bias_table' if architecture.version == 1 else 'logit_scale'
+    leaf = _ATTN + TABLE if architecture.version == 1 else _ATTN + 'logit_scale'
     for stage, (width, heads) in enumerate(
         zip(architecture.widths, architecture.num_heads, strict=True)
     ):
         if heads < 1 or width % heads:
-            key = f'stages.{stage}.blocks.0.{_ATTN}{leaf}'
+            key = f'stages.{stage}.blocks.0.{leaf}'
             raise CheckpointError(
-                f'{names.get(key, key)} has shape {tuple(own[key].shape)} for {heads} heads; it '
-                f'should be for a number of heads that divides the {width} channels of the stage'
+                f'{named(key)} has shape {tuple(own[key].shape)} for {heads} heads; it should be '
+                f'for a number of heads that divides the {width} channels of the stage'
             )
+    if architecture.version == 2:
+        pretrained = _pretrained_windows(own)
+        architecture = replace(architecture, pretrained_window_sizes=pretrained)
     return architecture
 
 
@@ -238,20 +233,6 @@ def check_finite(state_dict: Mapping[str, Tensor]) -> None:
         )
 
 
-def check_numbers(keys: Collection[str]) -> None:
-    """Refuse names that number a layer beyond the count of keys: who counts to it never ends.
-
-    Raises:
-        CheckpointError: If there is one; the message names it.
-    """
-    for key in keys:
-        for part in key.split('.'):
-            if part.isdecimal() and (len(part) > 9 or int(part) > len(keys)):
-                raise CheckpointError(
-                    f'{key[:200]} is no layer of a network with {len(keys)} tensors'
-                )
-
-
 def _is_finite(value: Tensor) -> bool:
     if not value.is_floating_point() or value.numel() == 0:
         return True
@@ -265,6 +246,33 @@ def _in_backbone(key: str) -> bool:
     return key.startswith(('patch_embed.', 'stages.')) or bool(re.match(r'norm\d\.', key))
 
 
+def _buffer_shapes(own: Collection[str], arch: Architecture) -> Shapes:
+    """Of the buffers by which a Swin V2 tells its windows; others can be made anew."""
+    if arch.version == 1 or arch.window_sizes is None:
+        return {}
+    leaf = COORDS if any(key.endswith(COORDS) for key in own) else INDEX
+    shapes: Shapes = {}
+    for stage, (window, depth) in enumerate(zip(arch.window_sizes, arch.depths, strict=True)):
+        side = 2 * window - 1
+        shape = (1, side, side, 2) if leaf == COORDS else (window**2, window**2)
+        shapes |= {f'stages.{stage}.blocks.{block}.{_ATTN}{leaf}': shape for block in range(depth)}
+    return shapes
+
+
+def _other_shapes(state_dict: Mapping[str, Tensor], arch: Architecture) -> Shapes:
+    """Of what goes with a backbone."""
+    sizes = {key: value.shape for key, value in state_dict.items()}
+    weight, bias = sizes.get('head.fc.weight', ()), sizes.get('head.fc.bias', ())
+    classes = weight[0] if len(weight) == 2 else math.prod(bias)
+    positions = sizes.get('absolute_pos_embed', ())
+    return {
+        'head.fc.weight': (classes, arch.widths[-1]),
+        'head.fc.bias': (classes,),
+        'mask_token': (1, 1, arch.embed_dims),
+        'absolute_pos_embed': (1, positions[1] if len(positions) > 1 else 1, arch.embed_dims),
+    }
+
+
 def _block_shapes(arch: Architecture, stage: int) -> Shapes:
     width, heads = arch.widths[stage], arch.num_heads[stage]
     hidden = int(arch.mlp_ratio * width)
@@ -273,7 +281,7 @@ def _block_shapes(arch: Architecture, stage: int) -> Shapes:
     if arch.version == 1:
         if arch.window_sizes is not None:
             rows = (2 * arch.window_sizes[stage] - 1) ** 2
-            shapes[_ATTN + 'relative_position_bias_table'] = (rows, heads)
+            shapes[_ATTN + TABLE] = (rows, heads)
         if arch.qkv_bias:
             shapes[_ATTN + 'qkv.bias'] = (3 * width,)
     else:
@@ -322,15 +330,12 @@ def _guess(own: Mapping[str, Tensor]) -> Architecture:
         for leaf, ndim in (('norm1.weight', 1), ('norm2.weight', 1), (_ATTN + 'proj.weight', 2))
         for stage, size in sizes(leaf, 0, ndim)
     ]
-    embed_dims = _vote(widths, 1)
-    heads_leaf = (
-        (_ATTN + 'relative_position_bias_table', 1, 2)
-        if version == 1
-        else (_ATTN + 'logit_scale', 0, 3)
-    )
+    embed_dims = max(_vote(widths, 1), 1)
+    heads_leaf = (_ATTN + TABLE, 1, 2) if version == 1 else (_ATTN + 'logit_scale', 0, 3)
     projection = own.get('patch_embed.projection.weight')
     has_patches = projection is not None and projection.ndim == 4
-    biases = ('qkv.bias', 'q_bias', 'v_bias')
+    # Of one layer, of three, or V2's.
+    biases = ('qkv.bias', 'q.bias', 'k.bias', 'v.bias', 'q_bias', 'v_bias')
     return Architecture(
         version=version,
         embed_dims=embed_dims,
@@ -339,7 +344,7 @@ def _guess(own: Mapping[str, Tensor]) -> Architecture:
         num_heads=tuple(
             _vote((size for _, size in sizes(*heads_leaf, stage)), 1) for stage in range(NUM_STAGES)
         ),
-        window_sizes=_windows(sizes, version),
+        window_sizes=_windows(leaves, version),
         mlp_ratio=_vote(
             (size / (embed_dims << stage) for stage, size in sizes('ffn.layers.0.0.weight', 0, 2)),
             4.0,
@@ -356,56 +361,59 @@ def _guess(own: Mapping[str, Tensor]) -> Architecture:
     )
 
 
-def _windows(sizes, version: int) -> tuple[int, ...] | None:
+def _windows(
+    leaves: Mapping[tuple[int, str], list[tuple[int, ...]]], version: int
+) -> tuple[int, ...] | None:
     """Windows of the stages, from tables (V1) or from buffers (V2)."""
     windows = []
     for stage in range(NUM_STAGES):
+        tables, coords, indices = (
+            leaves.get((stage, _ATTN + leaf), ()) for leaf in (TABLE, COORDS, INDEX)
+        )
         if version == 1:
-            table = _ATTN + 'relative_position_bias_table'
-            sides = [round(rows**0.5) for _, rows in sizes(table, 0, 2, stage)]
+            # The nearest window; whether it is the table's is checked with all shapes.
+            found = [round((shape[0] ** 0.5 + 1) / 2) for shape in tables if len(shape) == 2]
         else:
-            sides = [side for _, side in sizes(_ATTN + 'relative_coords_table', 1, 4, stage)]
-            index = sizes(_ATTN + 'relative_position_index', 0, 2, stage)
-            sides += [2 * round(area**0.5) - 1 for _, area in index]
-        if not sides and version == 2:
-            return None
-        windows.append(max((_vote(sides, 1) + 1) // 2, 1))
+            found = [(shape[1] + 1) // 2 for shape in coords if len(shape) == 4]
+            found = found or [round(math.prod(shape) ** 0.25) for shape in indices]
+            if not found:
+                return None
+        windows.append(max(_vote(found, 1), 1))
     return tuple(windows)
 
 
 def _pretrained_windows(own: Mapping[str, Tensor]) -> tuple[int, ...] | None:
     """Windows in pre-training that V2's buffers tell; None without buffers."""
-    keys = [f'stages.{stage}.blocks.0.{_ATTN}relative_coords_table' for stage in range(NUM_STAGES)]
+    keys = [f'stages.{stage}.blocks.0.{_ATTN}{COORDS}' for stage in range(NUM_STAGES)]
     if any(key not in own for key in keys):
         return None
-    return tuple(coords_windows(own[key])[1] for key in keys)
+    try:
+        return tuple(coords_windows(own[key])[1] for key in keys)
+    except OverflowError as error:
+        raise CheckpointError(f'{keys[0]} and its like hold no offsets of a Swin V2') from error
 
 
 def _check_keys(
-    own: Mapping[str, Tensor], shapes: Shapes, arch: Architecture, names: Mapping[str, str]
+    own: Collection[str], shapes: Shapes, arch: Architecture, named: Callable[[str], str]
 ) -> None:
     missing = [key for key in shapes if key not in own]
     # Of a single norm the other half may be missing, of a bias the bias of another layer.
-    extra = [key for key in own if key not in shapes and not _is_optional(key)]
+    extra = [key for key in own if key not in shapes and not key.endswith(BUFFERS)]
     fit = f'{len(shapes) - len(missing)} of {len(shapes)} parameters of a {_brief(arch)} are there'
     if missing:
         raise CheckpointError(
-            f'this is no whole Swin: {fit}, but {len(missing)} are lacking, e.g. {missing[0]}'
+            f'this is no whole Swin: {fit}, but {len(missing)} are lacking, e.g. '
+            f'{named(missing[0])}'
         )
     if extra:
         raise CheckpointError(
             f'this is another architecture than a {_brief(arch)}, which has no '
-            f'{names.get(extra[0], extra[0])} ({len(extra)} such keys)'
+            f'{named(extra[0])} ({len(extra)} such keys)'
         )
 
 
 def _brief(arch: Architecture) -> str:
     return f'Swin V{arch.version} with depths {_joined(arch.depths)}'
-
-
-def _is_optional(key: str) -> bool:
-    """Whether a key is a buffer."""
-    return key.endswith(('.relative_position_index', '.relative_coords_table', '.attn_mask'))
 
 
 def _vote(values: Iterable, default):

@@ -1,128 +1,137 @@
-"""Parameters of one format to another, with an account of every key."""
+"""The whole way of a checkpoint: read, resize, spell, write, verify."""
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..ops import log_spaced_offsets
-from .architecture import check_window_size
-from .checks import check_shapes, check_whole
-from .formats import detect_format, find_format
-from .layout import Format, Layout
-from .text import printable
-from .transforms import (
-    Entry,
-    coords_windows,
-    index_buffer,
-    resize_bias_table,
-    table_window,
+from ..fileio import check_apart
+from .architecture import Architecture, check_window_size
+from .building import build_line
+from .formats import AUTO, find_format
+from .huggingface import check_settings, make_config
+from .network import network_of, read_network
+from .notes import make_note
+from .reading import CheckpointError
+from .resizing import resize
+from .spelling import DTYPES, ConversionReport, cast, check_kept, spell
+from .writing import check_target, writing
+
+_UNTOLD = (
+    'it does not tell its window size, nor that of its pre-training, by which Swin V2 scales '
+    'offsets; give both as the model was built, --window-size N and --pretrained-window-size N '
+    '(the same N if it never had others)'
 )
-
-_TABLE = 'relative_position_bias_table'
-_INDEX = 'relative_position_index'
-_COORDS = 'relative_coords_table'
-_COMPUTED = 'computed, not learned'
-_UNKNOWN = 'unknown name'
-# transformers' has one position more than that of Microsoft's code.
-_POSITION_KEY = 'embeddings.position_embeddings'
-_POSITIONS = 'absolute position embedding of transformers, for which no format has a place'
-
-# Why a canonical name may have no place, and whether that changes the network.
-_NO_PLACE = (
-    (re.compile(rf'.*\.({_INDEX}|{_COORDS})'), _COMPUTED, False),
-    (re.compile(r'mask_token|neck\.decoder\..*'), 'SimMIM pre-training part', False),
-    (re.compile(r'neck\..*'), 'pre-training decoder', False),
-    (re.compile(r'head\..*'), 'classification head', False),
-    (re.compile(r'norm[0-3]\..*'), 'norm of an output', False),
-    (re.compile(r'absolute_pos_embed'), 'absolute position embedding', True),
-    (re.compile(r'.*'), 'learned parameter', True),
-)
+# Proves that a written file of a format holds a network, and says how.
+Verify = Callable[[Path, str, Mapping[str, Tensor], Architecture], Any]
 
 
-@dataclass
-class ConversionReport:
-    """What became of each key.
+class LossError(CheckpointError):
+    """A conversion would lose learned parameters, and losses were not allowed."""
+
+
+@dataclass(frozen=True)
+class FileConversion:
+    """What :func:`convert_file` did.
 
     Attributes:
-        mapped: ``{source key: target key}`` of unchanged values.
-        transformed: ``{source key: (target key, how)}``; several target keys are joined by ', '.
-        dropped: ``{source key: reason}``.
-        added: ``{target key: reason}`` of values that were computed.
-        missing: ``{target key: reason}`` of what a model of the target has and the source has
-            not: norms of outputs and heads, which keep their initial values.
-        lost: Those of ``dropped`` that should not have been: names that no table knows, and
-            learned parameters of the backbone without which the network is another.
-        source: Format of the source.
-        target: Format of the result.
-        version: Version of Swin.
-        left_out: What a file holds beside the parameters, e.g. 'optimizer'.
-        notes: What else is to be known, e.g. what was assumed.
+        path: What was written.
+        report: The account of every key.
+        architecture: The network in it.
+        meta: The note that was written with it.
+        usage: The line of Python that builds the target's model, see :func:`build_line`.
+        verification: What ``verify`` found, if it was given.
     """
 
-    mapped: dict[str, str] = field(default_factory=dict)
-    transformed: dict[str, tuple[str, str]] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
-    added: dict[str, str] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-    lost: list[str] = field(default_factory=list)
-    source: str = ''
-    target: str = ''
-    version: int = 1
-    left_out: tuple[str, ...] = ()
-    notes: list[str] = field(default_factory=list)
+    path: Path
+    report: ConversionReport
+    architecture: Architecture
+    meta: dict[str, Any]
+    usage: str
+    verification: Any = None
 
-    @property
-    def unknown(self) -> list[str]:
-        """Source keys that no table knows."""
-        return [key for key, reason in self.dropped.items() if reason == _UNKNOWN]
 
-    @property
-    def lossless(self) -> bool:
-        """Whether the backbone of the target is the network of the source.
+def convert_file(
+    src: str | Path,
+    dst: str | Path,
+    target: str,
+    source: str = AUTO,
+    force: bool = False,
+    *,
+    window_size: int | Sequence[int] | None = None,
+    dtype: str | None = None,
+    verify: Verify | None = None,
+    strict: bool = True,
+    trust: bool = False,
+    pretrained_window_size: int | Sequence[int] | None = None,
+    key: str | None = None,
+) -> FileConversion:
+    """Convert the Swin of a checkpoint and write it with a note of where it is from.
 
-        Decoders, heads, norms of outputs and other parts of a detector may have been dropped
-        where the target has no place for them.
-        """
-        return not self.lost
+    Training state (optimizer, schedules, logs) is left out. The note has ``source_file`` (name),
+    ``source_sha256``, ``source_format``, ``format``, ``greenmim_mm_version``, ``window_sizes``,
+    ``pretrained_window_sizes`` (Swin V2) and, where the source or its format has one, ``licence``.
 
-    def summary(self) -> str:
-        """The account in a few lines; keys of one kind are counted together."""
-        lines = [
-            f'kept {len(self.mapped) + len(self.transformed)} parameters, '
-            f'{len(self.transformed)} of them transformed ({self.source} to {self.target})'
-        ]
-        for verb, entries in (
-            ('transformed', {key: how for key, (_, how) in self.transformed.items()}),
-            ('dropped', self.dropped),
-            ('added', self.added),
-            ('missing', self.missing),
-        ):
-            reasons: dict[str, list[str]] = {}
-            for key, reason in entries.items():
-                reasons.setdefault(reason, []).append(key)
-            for reason, keys in reasons.items():
-                lines.append(
-                    f'{verb} {len(keys)} ({printable(reason)}): {printable(keys[0])}'
-                    + ', ...' * (len(keys) > 1)
-                )
-        if self.lost:
-            lines.append(
-                f'LOST {len(self.lost)}: {", ".join(map(printable, self.lost[:3]))}'
-                + ', ...' * (len(self.lost) > 3)
-            )
-        if self.left_out:
-            lines.append(f'left out of the file: {", ".join(self.left_out)}')
-        lines += [f'note: {note}' for note in self.notes]
-        return '\n'.join(printable(line, 1000) for line in lines)
+    Args:
+        src: ``.safetensors``, a file of ``torch.save``, or a folder of Hugging Face's.
+        dst: File to write, ``.pth``, ``.pt``, ``.bin`` or ``.safetensors``; for 'huggingface' a
+            folder.
+        target: Format to make, a key of :data:`~greenmim_mm.checkpoint.FORMATS`.
+        source: Format of ``src``; 'auto' finds it out by the names.
+        force: Replace ``dst`` if it exists.
+        window_size: Windows of the result, one for all stages or one for each; None keeps them.
+        dtype: 'fp16', 'bf16' or 'fp32': type of the numbers; None keeps it.
+        verify: Compares what was written with the network before it takes its place:
+            :func:`greenmim_mm.verification.verify_network`, or None for no comparison.
+        strict: Refuse to lose learned parameters.
+        trust: Read a file that could run code, and let it.
+        pretrained_window_size: Windows that a Swin V2 was pre-trained with, if ``src`` does not
+            tell; one for all stages or one for each.
+        key: Under which ``src`` keeps the parameters, e.g. 'ema_state_dict'; None finds it.
 
-    def drop(self, key: str, reason: str, lost: bool) -> None:
-        """Note that a source key was dropped."""
-        self.dropped[key] = reason
-        if lost:
-            self.lost.append(key)
+    Returns:
+        The account of every key, and what was written.
+
+    Raises:
+        FileNotFoundError: If ``src`` or the folder of ``dst`` does not exist.
+        FileExistsError: If ``dst`` exists and ``force`` is not given, or it is ``src``.
+        CheckpointError: If ``src`` is damaged, holds another architecture, a wrong shape, NaN or
+            infinity; it names the key. :class:`LossError` if learned parameters would be lost.
+        ValueError: If an argument makes no sense.
+        OSError: If the disk is full or may not be written to; nothing is left there.
+        Exception: What ``verify`` raises if the result is not the network that ``src`` is; nothing
+            is written.
+    """
+    src, dst = Path(src), Path(dst)
+    _check_arguments(src, dst, target, source, force, window_size, pretrained_window_size, dtype)
+    network = read_network(src, source, trust, key)
+    checkpoint, config = network.checkpoint, None
+    with _errors_name(src):
+        if checkpoint.config is not None and (target != 'huggingface' or verify):
+            check_settings(checkpoint.config, network.state_dict)
+        network = resize(network, window_size, pretrained_window_size)
+        if strict and not network.architecture.scale_is_known:
+            # timm's files hold nothing that depends on windows.
+            if target != 'timm' or verify or window_size is not None:
+                raise LossError(_UNTOLD)
+        spelled = spell(network, target)
+        check_kept(network, spelled.report)
+        if strict:
+            _check_lossless(spelled.report)
+        state_dict = cast(spelled.state_dict, dtype)
+        if target == 'huggingface':
+            config = make_config(network.architecture, state_dict, checkpoint.config)
+    note = make_note(checkpoint, network.source, target, network.architecture)
+    verification = None
+    with writing(state_dict, dst, target, note, config, force) as temporary:
+        if verify:
+            expected = cast(network.state_dict, dtype)
+            verification = verify(temporary, target, expected, network.architecture)
+    usage = build_line(network.architecture, target, dst, state_dict, config)
+    return FileConversion(dst, spelled.report, network.architecture, note, usage, verification)
 
 
 def convert_state_dict(
@@ -165,201 +174,50 @@ def convert_with_report(
     pretrained_window_size: int | Sequence[int] | None = None,
 ) -> tuple[dict[str, Tensor], ConversionReport]:
     """As :func:`convert_state_dict`, with an account of every key."""
-    source = detect_format(list(state_dict)) if source == 'auto' else source
-    source_format, target_format = find_format(source), find_format(target)
-    windows = None if window_size is None else check_window_size(window_size)
-    pretrained = pretrained_window_size
-    if pretrained is not None:
-        pretrained = check_window_size(pretrained, name='pretrained_window_size')
-    report = ConversionReport(source=source, target=target)
-    entries, old = _read(state_dict, source_format, report)
-    report.version = old.version
-    new = target_format.target_layout(entries, old.version)
-    # What both have in common is left alone.
-    for transform in old.transforms:
-        if transform not in new.transforms:
-            entries = transform.reading(entries)
-    entries = _fit_windows(entries, new, windows, pretrained, report)
-    for transform in new.transforms:
-        if transform not in old.transforms:
-            entries = transform.writing(entries)
-    result = _write(entries, new, report)
-    _note_missing(entries, new, report)
-    return result, report
+    network = resize(network_of(state_dict, source), window_size, pretrained_window_size)
+    spelled = spell(network, target)
+    return spelled.state_dict, spelled.report
 
 
-def canonical_state_dict(
-    state_dict: Mapping[str, Tensor], source: str = 'auto'
-) -> dict[str, Tensor]:
-    """The parameters under GreenSwin's own names, without ``backbone.``.
-
-    Args:
-        state_dict: As for :func:`convert_state_dict`.
-        source: Its format; 'auto' finds it out.
-
-    Returns:
-        Backbone, head (``head.fc.``) and pre-training parts (``neck.``, ``mask_token``) as far as
-        ``state_dict`` has them. Buffers are not added.
-
-    Raises:
-        ValueError: As :func:`convert_state_dict`.
-    """
-    source = detect_format(list(state_dict)) if source == 'auto' else source
-    entries, layout = _read(state_dict, find_format(source), ConversionReport())
-    for transform in layout.transforms:
-        entries = transform.reading(entries)
-    values = {name: entry.value for name, entry in entries.items()}
-    if layout.flat_index:
-        for name, value in values.items():
-            if name.endswith(_INDEX):
-                values[name] = value.reshape(round(value.numel() ** 0.5), -1)
-    return values
+def _check_arguments(
+    src: Path,
+    dst: Path,
+    target: str,
+    source: str,
+    force: bool,
+    window_size: int | Sequence[int] | None,
+    pretrained_window_size: int | Sequence[int] | None,
+    dtype: str | None,
+) -> None:
+    """What can be known to fail without reading a large file fails first."""
+    check_target(dst, target, force)
+    check_apart(src, dst)
+    if src.exists() and dst.exists() and dst.samefile(src):
+        raise FileExistsError(f'{dst} is the source itself; write to another one')
+    if source != AUTO:
+        find_format(source)
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f'dtype={dtype!r} is unknown; use one of {", ".join(DTYPES)}')
+    if window_size is not None:
+        check_window_size(window_size)
+    if pretrained_window_size is not None:
+        check_window_size(pretrained_window_size, name='pretrained_window_size')
 
 
-def _read(
-    state_dict: Mapping[str, Tensor], source: Format, report: ConversionReport
-) -> tuple[dict[str, Entry], Layout]:
-    """Values by canonical name, not yet transformed, and the layout that they were read by."""
-    layout = source.source_layout(state_dict)
-    entries: dict[str, Entry] = {}
-    for key, value in state_dict.items():
-        if (name := layout.to_canonical(key)) is not None:
-            entries[name] = Entry(value, (key,))
-        elif source.ignores(key):
-            report.drop(key, _COMPUTED, lost=False)
-        elif layout.is_beside(key):
-            report.drop(key, f'beside the backbone ({key.split(".")[0]})', lost=False)
-        else:
-            report.drop(key, _POSITIONS if key.endswith(_POSITION_KEY) else _UNKNOWN, lost=True)
-    if not entries:
-        raise ValueError(
-            f'this is another architecture: 0 of {len(state_dict)} keys fit the format '
-            f'{source.name}; first keys: {list(state_dict)[:3]}'
+def _check_lossless(report: ConversionReport) -> None:
+    if not report.lossless:
+        raise LossError(
+            f'{len(report.lost)} learned parameters would be lost, e.g. {report.lost[0]} '
+            f'({report.dropped[report.lost[0]]}); write the file without them with --no-strict'
         )
-    check_whole(entries, len(state_dict), source, layout)
-    check_shapes(entries, layout.version)
-    return entries, layout
 
 
-def _fit_windows(
-    entries: Mapping[str, Entry],
-    layout: Layout,
-    windows: tuple[int, ...] | None,
-    pretraining: tuple[int, ...] | None,
-    report: ConversionReport,
-) -> dict[str, Entry]:
-    """Resize bias tables and make the buffers that the target's models keep in a state dict."""
-    result = dict(entries)
-    for name in entries:
-        if not name.endswith('.attn.w_msa.proj.weight'):
-            continue
-        stem = name.removesuffix('proj.weight')
-        old, told = _block_window(entries, stem)
-        stage = int(stem.split('.')[1])
-        new = windows[stage] if windows else old
-        pretrained = pretraining[stage] if pretraining else told
-        table = entries.get(stem + _TABLE)
-        if table is not None and new != old:
-            result[stem + _TABLE] = table.changed(
-                resize_bias_table(table.value, (2 * new - 1) ** 2), f'window {old} to {new} resized'
-            )
-        for end in (_INDEX, _COORDS):
-            target = layout.from_canonical(stem + end)
-            if target is None:
-                continue
-            if new is None:
-                report.missing[target] = 'buffer of the window, which Swin V2 does not tell'
-                continue
-            value, why = _buffer(end, new, pretrained, layout)
-            known = entries.get(stem + end)
-            if known is None:
-                result[stem + end] = Entry(value, ())
-                report.added[target] = why
-            elif end == _COORDS and (new, pretrained) == (old, told) and _is_exact(known.value):
-                continue
-            elif (end == _COORDS and not _is_exact(known.value)) or not _same(known.value, value):
-                result[stem + end] = known.changed(value, why)
-    return result
-
-
-def _buffer(
-    end: str, window_size: int, pretrained: int | None, layout: Layout
-) -> tuple[Tensor, str]:
-    why = f'buffer of window {window_size}'
-    if end == _INDEX:
-        return index_buffer(window_size, layout.flat_index), why
-    if pretrained is None:
-        why += ', which pre-training is taken to have had, too'
-    elif pretrained != window_size:
-        why += f', pre-trained with {pretrained}'
-    return log_spaced_offsets(window_size, pretrained or window_size), why
-
-
-def _is_exact(coords: Tensor) -> bool:
-    """Whether offsets have not been rounded, as those in files of half precision are."""
-    return coords.dtype == torch.float32
-
-
-def _same(first: Tensor, second: Tensor) -> bool:
-    return first.shape == second.shape and bool((first == second.to(first.device)).all())
-
-
-def _block_window(entries: Mapping[str, Entry], stem: str) -> tuple[int | None, int | None]:
-    """Window of a block, and of its pre-training (Swin V2), as far as its values tell them."""
-    if (table := entries.get(stem + _TABLE)) is not None:
-        return table_window(table.value), None
+@contextmanager
+def _errors_name(path: Path) -> Iterator[None]:
+    """Errors of the block say of which file they speak."""
     try:
-        if (coords := entries.get(stem + _COORDS)) is not None:
-            return coords_windows(coords.value)
+        yield
+    except LossError as error:
+        raise LossError(f'{path}: {error}') from error
     except ValueError as error:
-        raise ValueError(f'{coords.sources[0]}: {error}') from error
-    if (index := entries.get(stem + _INDEX)) is not None:
-        window = round(index.value.numel() ** 0.25)
-        if window**4 != index.value.numel():
-            raise ValueError(
-                f'{index.sources[0]} has shape {tuple(index.value.shape)}; an index buffer has '
-                'window_size ** 4 entries'
-            )
-        return window, None
-    return None, None
-
-
-def _write(
-    entries: Mapping[str, Entry], layout: Layout, report: ConversionReport
-) -> dict[str, Tensor]:
-    """Values under the target's names."""
-    result: dict[str, Tensor] = {}
-    targets: dict[str, list[str]] = {}
-    steps: dict[str, tuple[str, ...]] = {}
-    for name, entry in entries.items():
-        target = layout.from_canonical(name)
-        if target is None:
-            for key in entry.sources:
-                report.drop(key, *_no_place(name, report.target))
-            continue
-        result[target] = entry.value
-        for key in entry.sources:
-            targets.setdefault(key, []).append(target)
-            steps[key] = entry.how
-    for key, names in targets.items():
-        if steps[key]:
-            report.transformed[key] = (', '.join(names), '; '.join(steps[key]))
-        else:
-            report.mapped[key] = names[0]
-    return result
-
-
-def _no_place(name: str, target: str) -> tuple[str, bool]:
-    part, lost = next((text, lost) for pattern, text, lost in _NO_PLACE if pattern.fullmatch(name))
-    return (part if part == _COMPUTED else f'{part} has no place in {target}'), lost
-
-
-def _note_missing(entries: Mapping[str, Entry], layout: Layout, report: ConversionReport) -> None:
-    for template in layout.model_has:
-        for leaf in ('weight', 'bias'):
-            name = template.format(p=leaf)
-            if name not in entries:
-                part = next(text for pattern, text, _ in _NO_PLACE if pattern.fullmatch(name))
-                report.missing[layout.from_canonical(name)] = (
-                    f'{part} is not in the source; a model keeps its initial values'
-                )
+        raise CheckpointError(f'{path}: {error}') from error

@@ -11,13 +11,25 @@ names is taken, the first of equals. Another format is one more entry of :data:`
 
 from collections.abc import Collection, Iterable, Mapping
 
-from .layout import Format, Layout, count_known
-from .transforms import COLUMNS_V1, COLUMNS_V2, KEY_BIAS, SPLIT_V1, SPLIT_V2
+from .naming import Format, Layout, count_known
+from .transforms import (
+    BUFFERS,
+    COLUMNS_V1,
+    COLUMNS_V2,
+    COORDS,
+    FLAT_INDEX,
+    INDEX,
+    KEY_BIAS,
+    SPLIT_V1,
+    SPLIT_V2,
+    TABLE,
+)
 
+# Stands for the format that knows the names of a file.
+AUTO = 'auto'
 _BLOCK = 'stages.{s}.blocks.{b}.'
 _ATTENTION = _BLOCK + 'attn.w_msa.'
-_INDEX = _ATTENTION + 'relative_position_index'
-_COORDS = _ATTENTION + 'relative_coords_table'
+_INDEX, _COORDS = _ATTENTION + INDEX, _ATTENTION + COORDS
 
 _COMMON = (
     'patch_embed.projection.{p}',
@@ -30,7 +42,7 @@ _COMMON = (
 )
 _V1 = (
     *_COMMON,
-    _ATTENTION + 'relative_position_bias_table',
+    _ATTENTION + TABLE,
     'stages.{d}.downsample.norm.{p}',
     'stages.{d}.downsample.reduction.weight',
 )
@@ -182,7 +194,7 @@ def _huggingface_layouts() -> Iterable[Layout]:
 
 
 _MASK = (r'.*\.attn_mask',)
-_COMPUTED = (*_MASK, r'.*\.relative_position_index', r'.*\.relative_coords_table')
+_COMPUTED = tuple(rf'.*\.{name}' for name in BUFFERS)
 _PREPROCESSOR = (r'data_preprocessor\..*',)
 
 FORMATS: Mapping[str, Format] = {
@@ -264,9 +276,8 @@ FORMATS: Mapping[str, Format] = {
                     version=version,
                     names=names + _LAST_NORM + _HEAD,
                     spelling=_TORCHVISION_SPELLING,
-                    transforms=transforms,
+                    transforms=transforms + FLAT_INDEX,
                     model_has=_LAST_NORM + _HEAD,
-                    flat_index=True,
                 )
                 for version, names, transforms in (
                     (1, _V1 + _QKV_V1 + (_INDEX,), COLUMNS_V1),
@@ -313,21 +324,6 @@ def detect_format(keys: Collection[str]) -> str:
         ValueError: If no format knows more than half of the keys, or there are keys of two.
     """
     return _detect(keys)[0].name
-
-
-def detect_version(keys: Collection[str], source: str = 'auto') -> int:
-    """Version of the Swin that has these keys, 1 or 2.
-
-    Args:
-        keys: Names of the parameters.
-        source: Their format; 'auto' finds it out.
-
-    Raises:
-        ValueError: As :func:`detect_format`, or if the format is unknown.
-    """
-    if source == 'auto':
-        return _detect(keys)[1].version
-    return find_format(source).source_layout(keys).version
 
 
 def find_format(name: str) -> Format:

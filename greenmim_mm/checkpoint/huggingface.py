@@ -69,9 +69,7 @@ def make_config(
         'torch_dtype': _dtype(state_dict),
     }
     if architecture.version == 2:
-        config['pretrained_window_sizes'] = list(
-            architecture.pretrained_window_sizes or (0,) * len(windows)
-        )
+        config['pretrained_window_sizes'] = list(architecture.foreign_scale or (0,) * len(windows))
     head = _head(state_dict)
     if architecture.version == 2 and head == 'Model' and not architecture.output_norms:
         # The backbone of V2 alone has no norm behind its last stage.

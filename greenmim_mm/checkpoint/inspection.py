@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from .architecture import Architecture
-from .file_conversion import licence_of, read_network, sha256
-from .files import load_checkpoint
-from .formats import FORMATS, detect_format
-from .reading import CheckpointError
-from .text import printable
-from .windows import scaling_windows
+from .building import build_line
+from .formats import AUTO, FORMATS
+from .network import read_network
+from .notes import licence_of, sha256
+from .text import MAX_LENGTH, printable
+from .transforms import BUFFERS
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Inspection:
         meta: What the file says about itself.
         licence: Licence note that comes with it or its format, or None.
         others: What else it holds, e.g. 'optimizer', and parts of a model beside the backbone.
+        usage: The line of Python that builds its model, see :func:`build_line`.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Inspection:
     meta: dict[str, Any]
     licence: str | None
     others: tuple[str, ...]
+    usage: str
 
     def summary(self) -> str:
         """All of it, a line each."""
@@ -71,9 +73,9 @@ class Inspection:
             f'({self.num_keys} tensors)',
         }
         if arch.version == 2:
-            scaling = scaling_windows(arch)
+            scale = arch.pretrained_window_sizes
             lines['pre-trained with'] = (
-                'windows not told' if scaling is None else f'windows {_joined(scaling)}'
+                'windows not told' if scale is None else f'windows {_joined(scale)}'
             )
         for name in ('epoch', 'iter', 'step'):
             if name in self.meta:
@@ -84,11 +86,16 @@ class Inspection:
             if key not in shown:
                 lines[f'meta {printable(key)}'] = value
         lines['also holds'] = ', '.join(self.others) or 'nothing'
+        lines['build it with'] = self.usage
         width = max(map(len, lines))
-        return '\n'.join(f'{name:{width}}  {printable(value)}' for name, value in lines.items())
+        # A line of Python is of use as a whole.
+        return '\n'.join(
+            f'{name:{width}}  {printable(value, 1000 if value is self.usage else MAX_LENGTH)}'
+            for name, value in lines.items()
+        )
 
 
-def inspect_checkpoint(path: str | Path, source: str = 'auto', trust: bool = False) -> Inspection:
+def inspect_checkpoint(path: str | Path, source: str = AUTO, trust: bool = False) -> Inspection:
     """Find out what a checkpoint is.
 
     Args:
@@ -101,14 +108,9 @@ def inspect_checkpoint(path: str | Path, source: str = 'auto', trust: bool = Fal
         CheckpointError: If it is damaged or no Swin.
         ValueError: If the format is unknown.
     """
-    checkpoint = load_checkpoint(path, trust, mmap=True)
-    state_dict = checkpoint.state_dict
-    try:
-        if source == 'auto':
-            source = detect_format(list(state_dict))
-        canonical, architecture = read_network(checkpoint, source)
-    except ValueError as error:
-        raise CheckpointError(f'{path}: {error}') from error
+    network = read_network(path, source, trust)
+    checkpoint, architecture = network.checkpoint, network.architecture
+    state_dict, canonical = checkpoint.state_dict, network.state_dict
     learned = {k: v for k, v in state_dict.items() if v.is_floating_point()}
     total = sum(v.numel() for k, v in learned.items() if not _is_buffer(k))
     inside = sum(
@@ -121,7 +123,7 @@ def inspect_checkpoint(path: str | Path, source: str = 'auto', trust: bool = Fal
     file = checkpoint.weights_file
     return Inspection(
         path=checkpoint.path,
-        format=source,
+        format=network.source,
         kind=_kind(canonical, list(parts), architecture),
         architecture=architecture,
         dtypes=tuple(name for name, _ in dtypes.most_common()),
@@ -131,8 +133,9 @@ def inspect_checkpoint(path: str | Path, source: str = 'auto', trust: bool = Fal
         size=file.stat().st_size,
         sha256=sha256(file),
         meta=checkpoint.meta,
-        licence=licence_of(checkpoint, source),
+        licence=licence_of(checkpoint, network.source),
         others=tuple(name for name in checkpoint.left_out if name != 'meta'),
+        usage=build_line(architecture, network.source, path, state_dict, checkpoint.config),
     )
 
 
@@ -156,7 +159,7 @@ def _part(key: str) -> str:
 
 
 def _is_buffer(key: str) -> bool:
-    return key.endswith(('relative_coords_table', 'relative_position_index', 'attn_mask'))
+    return key.endswith(BUFFERS)
 
 
 def _joined(values: tuple[int, ...]) -> str:

@@ -1,20 +1,30 @@
-"""Reading checkpoint files without running what is in them."""
+"""Reading checkpoint files without running what is in them.
+
+From the bottom up: :func:`read_checkpoint` turns a file into what it holds (what a file may do to
+its reader is decided there), :func:`load_checkpoint` finds the parameters in that.
+"""
 
 import io
 import json
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 # What a folder of Hugging Face's transformers holds.
 CONFIG_FILE, WEIGHTS_FILE = 'config.json', 'model.safetensors'
+# Where a file that is a bare dict of parameters, and config.json, keep a note of where it is from.
+NOTE = 'greenmim_mm'
+# Put before the names by wrappers of a model.
+_WRAPPERS = ('module.', '_orig_mod.')
 
 
 class CheckpointError(ValueError):
@@ -269,7 +279,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a folder of Hugging Face's: what the weights' file holds, and ``config.json``.
 
     Raises:
@@ -297,3 +307,142 @@ def _listed(names: list[str]) -> str:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file or folder holds.
+
+    Attributes:
+        path: The file or folder.
+        state_dict: The parameters, under the names that the file gives them.
+        meta: What the file says about itself: numbers and strings.
+        left_out: What it holds besides, e.g. 'optimizer'.
+        config: ``config.json`` of a folder of Hugging Face's, or None.
+        skipped: Entries among the parameters that are no tensors, or have no name.
+    """
+
+    path: Path
+    state_dict: dict[str, Tensor]
+    meta: dict[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    config: dict[str, Any] | None = None
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def weights_file(self) -> Path:
+        """The file with the parameters."""
+        return self.path / WEIGHTS_FILE if self.config is not None else self.path
+
+
+def load_checkpoint(
+    path: str | Path, trust: bool = False, mmap: bool = False, key: str | None = None
+) -> Checkpoint:
+    """Read a checkpoint: ``.safetensors``, a file of ``torch.save``, or a folder.
+
+    Args:
+        path: The file, or a folder of Hugging Face's with ``config.json`` and
+            ``model.safetensors``.
+        trust: See :func:`~greenmim_mm.checkpoint.read_checkpoint`: runs what the file names.
+        mmap: Map tensors from the file instead of copying them into memory.
+        key: Under which the file keeps the parameters, e.g. 'ema_state_dict'; None finds it.
+
+    Returns:
+        Parameters and what the file says about itself.
+
+    Raises:
+        FileNotFoundError: If there is no such file, or a folder lacks one of the two.
+        CheckpointError: If the file is damaged, is no checkpoint, or would run code.
+    """
+    path = Path(path)
+    if path.is_dir():
+        content, config = _read_folder(path)
+    else:
+        content, config = read_checkpoint(path, trust, mmap), None
+    state_dict = find_state_dict(content, path, key)
+    inner = key or _parameters_key(content)
+    parameters = content if inner is None else content[inner]
+    # Authors' trainers write their numbers beside the parameters, mmengine's under 'meta'.
+    meta = {key: content[key] for key in ('epoch', 'iter', 'step') if key in content}
+    for said in (
+        content.get('meta'),
+        (config or {}).get(NOTE),
+        vars(parameters).get(NOTE) if isinstance(parameters, OrderedDict) else None,
+    ):
+        if isinstance(said, Mapping):
+            meta.update((str(key), value) for key, value in said.items())
+    left_out = tuple(
+        str(key) for key, value in content.items() if key != inner and not isinstance(value, Tensor)
+    )
+    plain = {k: v for k, v in meta.items() if isinstance(v, (str, int, float))}
+    skipped = tuple(
+        str(name)
+        for name, value in parameters.items()
+        if inner is not None and not (isinstance(name, str) and isinstance(value, Tensor))
+    )
+    return Checkpoint(path, state_dict, plain, left_out, config, skipped)
+
+
+def find_state_dict(
+    checkpoint: Mapping[str, Any], path: str | Path = 'checkpoint', key: str | None = None
+) -> dict:
+    """The parameters inside a checkpoint: under ``state_dict``, ``model``, or the dict itself.
+
+    Prefixes ``module.`` of distributed training and averaging and ``_orig_mod.`` of
+    ``torch.compile`` are removed.
+
+    Args:
+        checkpoint: What a file holds.
+        path: For messages.
+        key: Where they are; None looks in these places.
+
+    Raises:
+        CheckpointError: If there are none.
+    """
+    if key is not None and key not in checkpoint:
+        raise CheckpointError(
+            f'{path} has no {key!r}; it has the keys {list(map(str, checkpoint))[:8]}'
+        )
+    key = key or _parameters_key(checkpoint)
+    inner = checkpoint if key is None else checkpoint[key]
+    tensors = {}
+    if isinstance(inner, Mapping):
+        tensors = {
+            key: value
+            for key, value in inner.items()
+            if isinstance(key, str) and isinstance(value, Tensor)
+        }
+    others = [name for name, value in checkpoint.items() if _holds_tensors(value)]
+    if not tensors and others:
+        raise CheckpointError(
+            f'{path} keeps parameters under {others[:5]}; say which ones with --key {others[0]}'
+        )
+    if not tensors:
+        raise CheckpointError(
+            f'{path} holds no parameters: found the keys {list(checkpoint)[:5]}, but neither '
+            "'state_dict' nor 'model' with tensors"
+        )
+    for name, value in tensors.items():
+        # A few bytes can pose as a tensor of any size, which the first copy would make real.
+        if value.layout == torch.strided and (
+            value.numel() * value.element_size() > value.untyped_storage().nbytes()
+        ):
+            raise CheckpointError(
+                f'{path}: {name} claims {value.numel()} values, the file has fewer for it'
+            )
+    # mmengine counts the steps of its averages among their parameters.
+    named = {name: value for name, value in tensors.items() if name != 'steps'}
+    while named and (
+        prefix := next((p for p in _WRAPPERS if all(n.startswith(p) for n in named)), None)
+    ):
+        tensors = named = {name.removeprefix(prefix): value for name, value in named.items()}
+    return tensors
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values())
+
+
+def _parameters_key(checkpoint: Mapping[str, Any]) -> str | None:
+    """Under which key a checkpoint keeps its parameters; None if it is itself their dict."""
+    return next((key for key in ('state_dict', 'model') if key in checkpoint), None)

@@ -5,18 +5,22 @@
   row. All others take the place first, column by column. In Swin V1 it concerns the norm before
   the reduction, too; in V2 the norm comes after it.
 - **Query, key and value** are one layer, or three (transformers).
+- **Index buffers** are square, or flat (torchvision).
 - **Biases of queries and values** are two vectors in Swin V2, whose keys have none; torchvision
   has one joint bias, of which it does not use the keys' part.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..ops import relative_position_index
+TABLE = 'relative_position_bias_table'
+INDEX = 'relative_position_index'
+COORDS = 'relative_coords_table'
+# What follows from the windows, under these names in every format.
+BUFFERS = (INDEX, COORDS, 'attn_mask')
 
 
 @dataclass(frozen=True)
@@ -25,20 +29,23 @@ class Entry:
 
     Attributes:
         value: The value.
-        sources: Keys of the source that it is made of.
+        sources: Keys of the source that it is made of, each with the value there.
         how: What was done to it.
+        read_by: The transform that made the value of ``sources``; None if none did, or if the
+            value was changed since.
     """
 
     value: Tensor
-    sources: tuple[str, ...]
+    sources: Mapping[str, Tensor]
     how: tuple[str, ...] = ()
+    read_by: 'Transform | None' = None
 
     def changed(self, value: Tensor, how: str) -> 'Entry':
         """The entry with another value."""
-        return replace(self, value=value, how=(*self.how, how))
+        return replace(self, value=value, how=(*self.how, how), read_by=None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Transform:
     """How some parameters of a format are made of canonical ones, and back.
 
@@ -60,20 +67,37 @@ class Transform:
 
     def reading(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
         """Entries under the format's names to entries under canonical ones."""
-        return _apply(entries, self.foreign, self.canonical, self.read, self.read_how)
+
+        def read(*parts: Entry) -> Iterator[Entry]:
+            sources = {key: value for part in parts for key, value in part.sources.items()}
+            for value in self.read(*(part.value for part in parts)):
+                yield Entry(value, sources, (self.read_how,), self)
+
+        return _regrouped(entries, self.foreign, self.canonical, read)
 
     def writing(self, entries: Mapping[str, Entry]) -> dict[str, Entry]:
-        """The way back."""
-        return _apply(entries, self.canonical, self.foreign, self.write, self.write_how)
+        """The way back; what this transform has read becomes what it was."""
+
+        def write(*parts: Entry) -> Iterator[Entry]:
+            if all(part.read_by is self for part in parts):
+                for key, value in parts[0].sources.items():
+                    yield Entry(value, {key: value})
+                return
+            sources = {key: value for part in parts for key, value in part.sources.items()}
+            steps = dict.fromkeys(step for part in parts for step in part.how)
+            for value in self.write(*(part.value for part in parts)):
+                yield Entry(value, sources, (*steps, self.write_how))
+
+        return _regrouped(entries, self.canonical, self.foreign, write)
 
 
-def _apply(
+def _regrouped(
     entries: Mapping[str, Entry],
     inputs: tuple[str, ...],
     outputs: tuple[str, ...],
-    function: Callable[..., tuple[Tensor, ...]],
-    how: str,
+    function: Callable[..., Iterator[Entry]],
 ) -> dict[str, Entry]:
+    """Entries in which each whole group with the ends ``inputs`` has become one of ``outputs``."""
     result: dict[str, Entry] = {}
     for name, entry in entries.items():
         end = next((end for end in inputs if name.endswith(end)), None)
@@ -82,12 +106,19 @@ def _apply(
         if end is None or None in group:
             result[name] = entry
         elif end == inputs[0]:
-            sources = tuple(source for part in group for source in part.sources)
-            steps = tuple(dict.fromkeys(step for part in group for step in part.how)) + (how,)
-            values = function(*(part.value for part in group))
-            for output, value in zip(outputs, values, strict=True):
-                result[stem + output] = Entry(value, sources, steps)
+            for output, made in zip(outputs, function(*group), strict=True):
+                result[stem + output] = made
     return result
+
+
+def written_shapes(
+    shapes: Mapping[str, tuple[int, ...]], transforms: Iterable[Transform]
+) -> dict[str, tuple[int, ...]]:
+    """The shapes that parameters of these canonical shapes have after the transforms."""
+    entries = {name: Entry(torch.empty(shape, device='meta'), {}) for name, shape in shapes.items()}
+    for transform in transforms:
+        entries = transform.writing(entries)
+    return {name: tuple(entry.value.shape) for name, entry in entries.items()}
 
 
 def to_unfold_order(value: Tensor) -> Tensor:
@@ -152,64 +183,19 @@ KEY_BIAS = (
 )
 
 
-def resize_bias_table(table: Tensor, length: int) -> Tensor:
-    """Resize a relative position bias table to another window, bicubically as mmdet does.
-
-    Args:
-        table: ``((2 * w - 1) ** 2, heads)``.
-        length: Rows of the result, an odd square.
-
-    Returns:
-        ``(length, heads)`` in the dtype of ``table``.
-
-    Raises:
-        ValueError: If either length is not the square of an odd number.
-    """
-    old, new = _table_side(table), _table_side(table.new_empty(length, 0))
-    image = table.float().t().reshape(1, -1, old, old)
-    image = F.interpolate(image, size=(new, new), mode='bicubic', align_corners=False)
-    return image.reshape(-1, length).t().contiguous().to(table.dtype)
+def _square(index: Tensor) -> Tensor:
+    side = round(index.numel() ** 0.5)
+    # What is no index is left as it is; it will be made anew.
+    return index.reshape(side, side) if side**2 == index.numel() else index
 
 
-def table_window(table: Tensor) -> int:
-    """Side of the window that a bias table covers.
-
-    Raises:
-        ValueError: If the table has the wrong number of rows.
-    """
-    return (_table_side(table) + 1) // 2
-
-
-def _table_side(table: Tensor) -> int:
-    """Offsets ``2 * w - 1`` along one side of the window that a bias table covers."""
-    side = round(table.shape[0] ** 0.5) if table.ndim == 2 else 0
-    if side % 2 == 0 or side**2 != table.shape[0]:
-        raise ValueError(
-            'a relative position bias table has shape ((2 * window_size - 1) ** 2, heads), '
-            f'not {tuple(table.shape)}'
-        )
-    return side
-
-
-def index_buffer(window_size: int, flat: bool) -> Tensor:
-    """``relative_position_index``, ``(w * w, w * w)`` or flat ``(w ** 4,)``, int64."""
-    index = relative_position_index(window_size).to(torch.int64)
-    return index.flatten() if flat else index
-
-
-def coords_windows(coords: Tensor) -> tuple[int, int]:
-    """Window and pre-training window that a ``relative_coords_table`` was made for.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    side = coords.shape[1] if coords.ndim == 4 else 0
-    if side % 2 == 0 or coords.shape != (1, side, side, 2):
-        raise ValueError(
-            'a relative_coords_table has shape (1, 2 * window_size - 1, 2 * window_size - 1, 2), '
-            f'not {tuple(coords.shape)}'
-        )
-    window_size = (side + 1) // 2
-    farthest = (2 ** (coords.float().max().item() * 3) - 1) / 8
-    pretrained = round((window_size - 1) / farthest) + 1 if farthest > 0 else window_size
-    return window_size, pretrained
+FLAT_INDEX = (
+    Transform(
+        ('.attn.w_msa.' + INDEX,),
+        ('.attn.w_msa.' + INDEX,),
+        lambda flat: (_square(flat),),
+        lambda square: (square.flatten(),),
+        'index made square',
+        'index made flat',
+    ),
+)

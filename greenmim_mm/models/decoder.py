@@ -1,6 +1,6 @@
 """The light pixel decoder of GreenMIM: visible features to pixels of all units."""
 
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -8,8 +8,9 @@ from mmengine.model import BaseModule
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ..ops import UNIT_SIZE, as_unit_mask, to_device
+from ..ops import UNIT_SIZE, UnitMask, as_unit_mask, to_device
 from ..registry import MODELS
+from .layers import layer_norm
 
 
 @MODELS.register_module()
@@ -24,11 +25,12 @@ class GreenMIMPretrainDecoder(BaseModule):
         mlp_ratio: Width of the MLP over ``decoder_embed_dim``.
         patch_size: Side of what a token paints, in pixels: a mask unit.
         in_channels: Channels of the image.
-        norm_cfg: ``dict(type='LN', eps=...)``.
+        norm_cfg: ``dict(type='LN', eps=..., requires_grad=...)``.
         init_cfg: mmengine's initialisation; Xavier-uniform linear layers if None.
 
     Raises:
-        ValueError: If the width fits neither the heads nor the position embedding.
+        ValueError: If the width fits neither the heads nor the position embedding, or
+            ``norm_cfg`` is of another type.
     """
 
     def __init__(
@@ -54,7 +56,8 @@ class GreenMIMPretrainDecoder(BaseModule):
                 f'decoder_embed_dim={decoder_embed_dim} must be divisible by 4 and by '
                 f'decoder_num_heads={decoder_num_heads}'
             )
-        eps = (norm_cfg or {}).get('eps', 1e-6)
+        norm = layer_norm(norm_cfg, eps=1e-6)
+        self.embed_dim = embed_dim
         self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
         self.decoder_blocks = nn.ModuleList(
@@ -63,11 +66,11 @@ class GreenMIMPretrainDecoder(BaseModule):
                 decoder_num_heads,
                 mlp_ratio,
                 qkv_bias=True,
-                norm_layer=partial(nn.LayerNorm, eps=eps),
+                norm_layer=norm,
             )
             for _ in range(decoder_depth)
         )
-        self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps)
+        self.decoder_norm = norm(decoder_embed_dim)
         self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size**2 * in_channels)
 
     def init_weights(self) -> None:
@@ -75,13 +78,19 @@ class GreenMIMPretrainDecoder(BaseModule):
         super().init_weights()
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, x: Tensor, mask: Tensor | np.ndarray, grid: tuple[int, int]) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: UnitMask | Tensor | np.ndarray,
+        grid: tuple[int, int] | None = None,
+    ) -> Tensor:
         """Paint every mask unit.
 
         Args:
             x: ``(B, num_visible, embed_dim)`` features, units in row-major order.
-            mask: Bool, True = masked, as the backbone takes it; best on the CPU.
-            grid: Mask units ``(rows, columns)``.
+            mask: A :class:`~greenmim_mm.ops.UnitMask`, or bool, True = masked, as the backbone
+                takes it; best on the CPU.
+            grid: Mask units ``(rows, columns)``; not needed with a UnitMask, which knows them.
 
         Returns:
             ``(B, L, patch_size ** 2 * in_channels)``, pixels in the order row, column, channel.
@@ -89,19 +98,21 @@ class GreenMIMPretrainDecoder(BaseModule):
         Raises:
             ValueError: If the mask does not fit ``x`` or ``grid``.
         """
-        mask = as_unit_mask(mask, grid, len(x))
-        visible = np.flatnonzero(~mask)
+        if grid is None and not isinstance(mask, UnitMask):
+            raise ValueError('grid=None: a mask that is no UnitMask needs its (rows, columns)')
+        mask = as_unit_mask(mask, mask.grid if grid is None else grid, len(x))
+        visible = mask.visible_units
         if len(visible) != x.shape[1]:
             raise ValueError(
                 f'{x.shape[1]} features for a mask that leaves {len(visible)} units visible'
             )
         x = self.decoder_embed(x)
         # Row of each unit in [features, mask token]: gathering puts every unit in its place.
-        source = np.full(len(mask), len(visible))
+        source = np.full(len(mask.hidden), len(visible))
         source[visible] = np.arange(len(visible))
         tokens = torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), 1, -1)], dim=1)
         tokens = tokens.index_select(1, to_device(source, x.device))
-        x = tokens + sincos_position_embedding(grid, x.shape[2], x.device).to(x.dtype)
+        x = tokens + sincos_position_embedding(mask.grid, x.shape[2], x.device).to(x.dtype)
         for block in self.decoder_blocks:
             x = block(x)
         return self.decoder_pred(self.decoder_norm(x))

@@ -1,25 +1,44 @@
 """GreenSwin: Swin Transformer that runs on all tokens, or on the visible tokens alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
 from mmengine.model.weight_init import trunc_normal_
+from torch import Tensor, nn
 
-from ..checkpoint import resize_bias_table
+from ..archs import SWIN_ARCHS
+from ..checkpoint import load_backbone_state_dict
+from ..ops import (
+    PlanCache,
+    PlanPair,
+    UnitMask,
+    as_unit_mask,
+    attention_plan,
+    dense_plan,
+    grouped_plan,
+    merge_cells,
+    plan_pair,
+    recompute_obstacle,
+    resize_bias_table,
+    unit_grid,
+    visible_patches,
+    visible_tokens,
+)
 from ..registry import MODELS
-from .layers import PatchMerging, SwinBlock, SwinStage
-from .swin_base import SwinBase, find_arch
+from .layers import PatchEmbed, PatchMerging, SwinBlock, SwinStage, WindowMSA, layer_norm
 
-ARCHS = {
-    'tiny': dict(embed_dims=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
-    'small': dict(embed_dims=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
-    'base': dict(embed_dims=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
-    'large': dict(embed_dims=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
-}
+PATCH_SIZE = 4
+
+# Plans of dense maps. Detection at many sizes has hundreds of them, of some megabytes each.
+_DENSE_PLANS = PlanCache(max_bytes=128 << 20)
 
 
 @MODELS.register_module()
-class GreenSwin(SwinBase):
+class GreenSwin(BaseModule):
     """Swin Transformer for GreenMIM pre-training and for everything after it.
 
     One set of weights, two uses:
@@ -38,7 +57,7 @@ class GreenSwin(SwinBase):
         arch: 'tiny', 'small', 'base', 'large', or a dict with ``embed_dims`` (int), ``depths``
             and ``num_heads`` (one int a stage, four stages).
         img_size: Usual image side in pixels, or ``(height, width)``. The network takes any
-            size; this one is only checked.
+            size; where this one leaves parts of a window unused, the log says so.
         in_channels: Channels of the image.
         window_size: Side of the attention windows in tokens, or one per stage.
         mlp_ratio: Width of the MLP over the stage's channels.
@@ -47,23 +66,23 @@ class GreenSwin(SwinBase):
         out_indices: Stages whose normalised maps ``backbone(images)`` returns. The masked use
             needs the last stage (3) among them. In distributed pre-training leave the others
             out: their norms would get no gradient.
-        pad_small_map: What a stage does whose map is no larger than a window. False (as in
-            Swin and mmpretrain): the window shrinks to the map and does not shift. True (as in
-            mmdet): the map is padded to the window. Set it in a detector if the result must
+        pad_small_map: What a stage does whose map is no larger than a window. False (Swin's own
+            rule): the window shrinks to the smaller side of the map and does not shift. True (as
+            in mmdet): the map is padded to the window. Set it in a detector if the result must
             equal ``mmdet.SwinTransformer`` on small maps, too.
         frozen_stages: Stages to freeze: -1 none, 0 the embedding and stage 0, and so on, as in
             ``mmpretrain.SwinTransformer``.
         norm_eval: Whether BatchNorm layers stay in eval mode. Swin has none; kept so that
             configs of other backbones can be taken over.
         with_cp: What is computed again in the backward pass to save memory: False, nothing large;
-            'mlp', the hidden channels of the MLPs (about a third less memory for a ninth more
+            'mlp', the branches of the MLPs (about a third less memory for a ninth more
             arithmetic); True, whole blocks; a number n, every n-th block whole.
         sequential_groups: Compute attention over so many groups (or windows, in the dense use) of
             an image at a time, where all at once would not fit into memory. None: all at once.
-        norm_cfg: ``dict(type='LN', eps=...)``.
+        norm_cfg: ``dict(type='LN', eps=..., requires_grad=...)``.
         init_cfg: mmengine's initialisation. ``dict(type='Pretrained', checkpoint=...)`` takes
-            any checkpoint with Swin weights under these names, with or without a ``backbone.``
-            prefix, and refuses one that fits only in part.
+            any checkpoint with Swin weights under these names, a path or a URL, with or without a
+            ``backbone.`` prefix, and refuses one that fits only in part.
 
     Raises:
         ValueError: For an argument that makes no sense; the message names it.
@@ -77,6 +96,10 @@ class GreenSwin(SwinBase):
         >>> backbone(images, mask).shape == (2, int((~mask).sum()), 768)
         True
     """
+
+    archs = SWIN_ARCHS
+    optional_arch_keys: dict[str, Any] = {}
+    num_extra_tokens = 0
 
     def __init__(
         self,
@@ -96,39 +119,103 @@ class GreenSwin(SwinBase):
         norm_cfg: dict | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(
-            find_arch(arch, ARCHS),
-            img_size,
-            in_channels,
-            window_size,
-            drop_path_rate,
-            out_indices,
-            pad_small_map,
-            frozen_stages,
-            norm_eval,
-            with_cp,
-            sequential_groups,
-            norm_cfg,
-            init_cfg,
-        )
-        stages = []
-        for width, settings in zip(self.num_features, self._block_settings(), strict=True):
-            blocks = [
-                SwinBlock(mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, **kwargs) for kwargs in settings
+        if init_cfg is None:
+            init_cfg = [
+                dict(type='TruncNormal', layer=['Linear'], std=0.02, bias=0.0),
+                dict(type='Constant', layer=['LayerNorm'], val=1.0, bias=0.0),
             ]
-            last = width == self.num_features[-1]
-            stages.append(SwinStage(blocks, None if last else PatchMerging(width, self.norm_eps)))
-        self._add_stages(stages)
-        self._register_load_state_dict_pre_hook(self._fit_window_size)
+        super().__init__(init_cfg)
+        self.arch = _find_arch(arch, self.archs, self.optional_arch_keys)
+        self.embed_dims = self.arch['embed_dims']
+        self.depths, self.num_heads = tuple(self.arch['depths']), tuple(self.arch['num_heads'])
+        num_stages = len(self.depths)
+        self.window_sizes = _check_window_size(window_size, num_stages)
+        self.img_size = _check_img_size(img_size)
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate={drop_path_rate} must lie in [0, 1)')
+        if with_cp != 'mlp' and (not isinstance(with_cp, int) or with_cp < 0):
+            raise ValueError(
+                f"with_cp={with_cp!r} must be False, True, 'mlp', or a number n: every n-th block"
+            )
+        if sequential_groups is not None and sequential_groups < 1:
+            raise ValueError(
+                f'sequential_groups={sequential_groups} must be positive, or None for all at once'
+            )
+        if not out_indices or any(not 0 <= index < num_stages for index in out_indices):
+            raise ValueError(
+                f'out_indices={out_indices} must name stages from 0 to {num_stages - 1}'
+            )
+        if not -1 <= frozen_stages < num_stages:
+            raise ValueError(
+                f'frozen_stages={frozen_stages} must be a stage from 0 to {num_stages - 1}, or -1 '
+                'for none'
+            )
+        self.out_indices = tuple(sorted(set(out_indices)))
+        self.pad_small_map = pad_small_map
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.num_features = [self.embed_dims << stage for stage in range(num_stages)]
 
-    def _merging(self, stage: int) -> PatchMerging | None:
+        norm = layer_norm(norm_cfg)
+        self.patch_embed = PatchEmbed(in_channels, self.embed_dims, PATCH_SIZE, norm)
+        drop_path = torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu').tolist()
+        self.stages = nn.ModuleList()
+        for stage, depth in enumerate(self.depths):
+            first = sum(self.depths[:stage])
+            blocks = [
+                SwinBlock(
+                    self.num_features[stage],
+                    self._attention(stage, qkv_bias, sequential_groups),
+                    norm,
+                    mlp_ratio,
+                    drop_path[number],
+                    _block_with_cp(with_cp, number),
+                    **self._block_kind(number - first),
+                )
+                for number in range(first, first + depth)
+            ]
+            self.stages.append(SwinStage(blocks, self._downsample(stage, norm)))
+        for stage in self.out_indices:
+            self.add_module(f'norm{stage}', norm(self.num_features[stage]))
+        self._freeze_stages()
+        self._register_load_state_dict_pre_hook(self._fit_state_dict)
+        self._tell_unused_windows()
+
+    # What Swin V2 does otherwise: the attention, the order of a block, where merging lies.
+
+    def _attention(self, stage: int, qkv_bias: bool, sequential_groups: int | None) -> WindowMSA:
+        """Attention of a block of ``stage``."""
+        return WindowMSA(
+            self.num_features[stage],
+            self.num_heads[stage],
+            self.window_sizes[stage],
+            qkv_bias,
+            sequential_groups,
+        )
+
+    def _block_kind(self, number: int) -> dict[str, bool]:
+        """Arguments of :class:`SwinBlock` for block ``number`` of a stage that change its order."""
+        return {}
+
+    def _downsample(self, stage: int, norm) -> nn.Module | None:
+        """Patch merging that is kept in ``stage``."""
+        return (
+            PatchMerging(self.num_features[stage], norm) if stage + 1 < len(self.depths) else None
+        )
+
+    def _merging(self, stage: int) -> nn.Module | None:
+        """Patch merging between a stage and the next, None after the last."""
         return self.stages[stage].downsample
 
+    def _check_map(self, stage: int, grid: tuple[int, int]) -> None:
+        """Raise ``ValueError`` if a stage's window does not suit its map."""
+
     def _init_from_scratch(self) -> None:
+        """Initialise what mmengine's ``init_cfg`` does not reach."""
         for block in self.blocks():
             trunc_normal_(block.attn.w_msa.relative_position_bias_table, std=0.02)
 
-    def _fit_window_size(self, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    def _fit_state_dict(self, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
         """Resize bias tables of another window size before they are loaded."""
         own = self.state_dict(keep_vars=True)
         for name, parameter in own.items():
@@ -141,3 +228,243 @@ class GreenSwin(SwinBase):
                 state_dict[key] = resize_bias_table(table, parameter.shape[0])
                 index = name.removesuffix('bias_table') + 'index'
                 state_dict[prefix + index] = own[index]
+
+    def _tell_unused_windows(self) -> None:
+        """Log which rows of bias tables images of ``img_size`` never train."""
+        for stage, window_size in enumerate(self.window_sizes):
+            side = -(-min(self.img_size) // (PATCH_SIZE << stage))
+            if self.pad_small_map or window_size <= side:
+                continue
+            rows, used = (2 * window_size - 1) ** 2, (2 * side - 1) ** 2
+            print_log(
+                f'{type(self).__name__}: windows of {window_size} on the map of {side} tokens that '
+                f'stage {stage} has at img_size={self.img_size}: {rows - used} of {rows} rows of '
+                f'its bias tables are never trained; window_size={side} for this stage has none',
+                logger='current',
+            )
+
+    def init_weights(self) -> None:
+        """Initialise from scratch, or from the checkpoint that ``init_cfg`` names."""
+        if isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained':
+            report = load_backbone_state_dict(
+                self, self.init_cfg['checkpoint'], self.init_cfg.get('prefix')
+            )
+            print_log(f'{type(self).__name__}: {report}', logger='current')
+            self._is_init = True
+            return
+        super().init_weights()
+        self._init_from_scratch()
+
+    def forward(
+        self, x: Tensor, mask: UnitMask | Tensor | np.ndarray | None = None
+    ) -> tuple[Tensor, ...] | Tensor:
+        """Dense maps, or features of the visible mask units.
+
+        Args:
+            x: Images ``(B, in_channels, H, W)``. With a mask, sides divisible by 32.
+            mask: None, or bool with True = masked, one entry for each unit of 32x32 pixels in
+                row-major order: ``(L,)``, ``(1, L)`` or ``(B, L)`` with equal rows. Best on the
+                CPU, where the groups are planned. A
+                :class:`~greenmim_mm.ops.UnitMask` is not checked again.
+
+        Returns:
+            Without a mask a tuple of maps ``(B, C_i, H_i, W_i)``, one for each of
+            ``out_indices``. With a mask ``(B, num_visible, C)``: the visible units in row-major
+            order after the last norm.
+
+        Raises:
+            ValueError: If ``x`` or ``mask`` has a shape that does not fit, or nothing is visible.
+            TypeError: If ``mask`` is not boolean.
+        """
+        if x.ndim != 4 or x.shape[1] != self.patch_embed.projection.in_channels:
+            raise ValueError(
+                f'images have shape {tuple(x.shape)}; {type(self).__name__} takes (B, '
+                f'{self.patch_embed.projection.in_channels}, H, W)'
+            )
+        return self._forward_dense(x) if mask is None else self._forward_visible(x, mask)
+
+    def _forward_dense(self, images: Tensor) -> tuple[Tensor, ...]:
+        x, grid = self.patch_embed(images)
+        outs = []
+        for index, stage in enumerate(self.stages):
+            if torch.jit.is_tracing():  # where sizes are tensors
+                grid = tuple(map(int, grid))
+            self._check_map(index, grid)
+            x = stage(x, self._dense_plans(index, grid, x.device))
+            if index in self.out_indices:
+                out = getattr(self, f'norm{index}')(x)
+                outs.append(out.transpose(1, 2).unflatten(2, grid).contiguous())
+            if (merging := self._merging(index)) is not None:
+                cells, grid = merge_cells(x, grid)
+                x = merging(cells)
+        return tuple(outs)
+
+    def _dense_plans(self, stage: int, grid: tuple[int, int], device: torch.device) -> PlanPair:
+        """Plans for a dense map: they depend on its size alone, so they are kept."""
+        window_size, pad_small_map = self.window_sizes[stage], self.pad_small_map
+
+        def make() -> PlanPair:
+            return plan_pair(
+                lambda cut: dense_plan(cut, window_size, device), grid, window_size, pad_small_map
+            )
+
+        # What is made while something is traced or faked is no plan for anybody else.
+        if recompute_obstacle() or torch._C._len_torch_dispatch_stack() or device.type == 'meta':
+            return make()
+        # A plan made in inference mode could not serve a later training step.
+        with torch.inference_mode(False):
+            return _DENSE_PLANS.get((grid, window_size, pad_small_map, device), make)
+
+    def _forward_visible(self, images: Tensor, mask: UnitMask | Tensor | np.ndarray) -> Tensor:
+        last = len(self.stages) - 1
+        if last not in self.out_indices:
+            raise ValueError(
+                f'out_indices={self.out_indices}: the masked use normalises the last stage; put '
+                f'{last} into out_indices'
+            )
+        patches, plans = self._visible_input(images, mask)
+        x = self.patch_embed.forward_patches(patches)
+        for index, stage in enumerate(self.stages):
+            x = stage(x, plans[index])
+            if (merging := self._merging(index)) is not None:
+                x = merging(x.reshape(len(x), -1, 4 * x.shape[2]))
+        return getattr(self, f'norm{last}')(x)
+
+    # Planning is numpy on the CPU: torch.compile takes what follows it.
+    @torch.compiler.disable
+    def _visible_input(
+        self, images: Tensor, mask: UnitMask | Tensor | np.ndarray
+    ) -> tuple[Tensor, tuple[PlanPair, ...]]:
+        mask = as_unit_mask(mask, unit_grid(*images.shape[-2:]), len(images))
+        return visible_patches(images, mask, PATCH_SIZE), self.plan(mask, images.device)
+
+    def plan(self, mask: UnitMask, device: torch.device) -> tuple[PlanPair, ...]:
+        """Group plans of one step: plain and shifted windows of every stage.
+
+        Args:
+            mask: The units that are hidden.
+            device: Where the backbone runs.
+        """
+        plans = []
+        for index, tokens in enumerate(visible_tokens(mask, PATCH_SIZE, len(self.depths))):
+            self._check_map(index, tokens.grid)
+            window_size = self.window_sizes[index]
+            plans.append(
+                plan_pair(
+                    lambda cut, tokens=tokens, window_size=window_size: attention_plan(
+                        grouped_plan(tokens, cut), window_size, device
+                    ),
+                    tokens.grid,
+                    window_size,
+                    self.pad_small_map,
+                )
+            )
+        return tuple(plans)
+
+    def blocks(self) -> Iterator[SwinBlock]:
+        """All transformer blocks, from the image to the top."""
+        for stage in self.stages:
+            yield from stage.blocks
+
+    def train(self, mode: bool = True) -> 'GreenSwin':
+        """Set the mode; frozen stages stay in eval mode."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        frozen = [self.patch_embed, *self.stages[: self.frozen_stages + 1]]
+        frozen += [
+            getattr(self, f'norm{index}')
+            for index in self.out_indices
+            if index <= self.frozen_stages
+        ]
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter for layer-wise learning-rate decay, as mmpretrain counts it.
+
+        Args:
+            param_name: Name of the parameter.
+            prefix: Prefix that the name of a backbone parameter has.
+
+        Returns:
+            The depth (0 for the embedding, ``num_layers - 1`` for what follows the blocks) and
+            ``num_layers``.
+        """
+        num_layers = sum(self.depths) + 2
+        parts = param_name.removeprefix(prefix).split('.')
+        if not param_name.startswith(prefix) or parts[0] not in ('patch_embed', 'stages'):
+            return num_layers - 1, num_layers
+        if parts[0] == 'patch_embed':
+            return 0, num_layers
+        stage = int(parts[1])
+        if parts[2] == 'downsample':
+            # That of the last block before the merging, wherever its parameters are kept.
+            below = stage + 1 if self.stages[stage].downsample is self._merging(stage) else stage
+            return sum(self.depths[:below]), num_layers
+        return sum(self.depths[:stage]) + int(parts[3]) + 1, num_layers
+
+
+def _block_with_cp(with_cp: bool | int | str, block: int) -> bool | str:
+    """What ``with_cp`` of the network means for block number ``block``."""
+    if with_cp == 'mlp' or not with_cp:
+        return with_cp or False
+    return (block + 1) % with_cp == 0
+
+
+def _find_arch(arch: str | dict, archs: dict[str, dict], optional: dict[str, Any]) -> dict:
+    """The settings of an architecture by name, or the dict itself if it has the right keys.
+
+    Raises:
+        ValueError: If the name is unknown, keys are missing or too many, or numbers make no sense.
+    """
+    if isinstance(arch, str):
+        if arch.lower() not in archs:
+            raise ValueError(f'arch={arch!r} is unknown; use one of {list(archs)} or a dict')
+        return archs[arch.lower()]
+    keys = tuple(next(iter(archs.values())))
+    if not isinstance(arch, dict) or set(optional | arch) != set(keys):
+        raise ValueError(f'arch={arch!r} must be one of {list(archs)} or a dict with keys {keys}')
+    embed_dims, depths, num_heads = (arch[key] for key in ('embed_dims', 'depths', 'num_heads'))
+    if not len(depths) == len(num_heads) == 4 or min(*depths, *num_heads, embed_dims) < 1:
+        raise ValueError(
+            f'arch={arch!r}: depths and num_heads need four positive integers each, embed_dims one'
+        )
+    for stage, heads in enumerate(num_heads):
+        if (embed_dims << stage) % heads:
+            raise ValueError(
+                f'arch={arch!r}: the {embed_dims << stage} channels of stage {stage} cannot be '
+                f'split into {heads} heads'
+            )
+    for key in optional:
+        if not isinstance(arch.get(key, 0), int) or arch.get(key, 0) < 0:
+            raise ValueError(f'arch has {key}={arch[key]}; it must be an integer, 0 for none')
+    return optional | arch
+
+
+def _check_window_size(window_size: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
+    single = not isinstance(window_size, Sequence)
+    sizes = (window_size,) * num_stages if single else tuple(window_size)
+    if len(sizes) != num_stages or any(not isinstance(s, int) or s < 1 for s in sizes):
+        raise ValueError(
+            f'window_size={window_size} must be a positive integer or {num_stages} of them, one '
+            'per stage'
+        )
+    return sizes
+
+
+def _check_img_size(img_size: int | Sequence[int]) -> tuple[int, int]:
+    single = not isinstance(img_size, Sequence)
+    size = (img_size, img_size) if single else tuple(img_size)
+    if len(size) != 2 or any(not isinstance(s, int) or s < 1 for s in size):
+        raise ValueError(f'img_size={img_size} must be a positive integer or (height, width)')
+    return size

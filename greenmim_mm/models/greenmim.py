@@ -7,7 +7,17 @@ from mmpretrain.models import BaseSelfSupervisor
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
-from ..ops import UNIT_SIZE, check_mask_ratio, mask_generator, random_mask, to_device, unit_grid
+from ..ops import (
+    UNIT_SIZE,
+    UnitMask,
+    as_unit_mask,
+    check_mask_ratio,
+    mask_generator,
+    random_mask,
+    take_units,
+    to_device,
+    unit_grid,
+)
 
 
 class GreenMIM(BaseSelfSupervisor):
@@ -29,7 +39,8 @@ class GreenMIM(BaseSelfSupervisor):
         init_cfg: As in mmpretrain.
 
     Raises:
-        ValueError: If ``mask_ratio`` is outside (0, 1) or the head's patches are not mask units.
+        ValueError: If ``mask_ratio`` is outside (0, 1), the head's patches are not mask units, or
+            the neck is made for another width than the backbone's.
     """
 
     def __init__(
@@ -57,19 +68,22 @@ class GreenMIM(BaseSelfSupervisor):
                 f'head.patch_size={self.head.patch_size} must be the side of a mask unit, '
                 f'{UNIT_SIZE} pixels'
             )
+        width, wanted = self.backbone.num_features[-1], getattr(self.neck, 'embed_dim', None)
+        if wanted not in (None, width):
+            raise ValueError(
+                f'neck.embed_dim={wanted}, but the last stage of the backbone has {width} '
+                f'channels; set embed_dim={width}'
+            )
         self.mask_ratio = mask_ratio
         self.mask_seed = mask_seed
         self._last_step: tuple[int, int] | None = None
         self._calls = 0
 
-    def draw_mask(self, grid: tuple[int, int]) -> np.ndarray:
+    def draw_mask(self, grid: tuple[int, int]) -> UnitMask:
         """Draw the mask of the next forward pass.
 
         Args:
             grid: Mask units ``(rows, columns)``.
-
-        Returns:
-            ``(L,)`` bool, True = masked.
         """
         hub = MessageHub.get_current_instance()
         seed = hub.get_info('seed') if 'seed' in hub.runtime_info else None
@@ -79,13 +93,13 @@ class GreenMIM(BaseSelfSupervisor):
         self._calls = self._calls + 1 if step == self._last_step else 0
         self._last_step = step
         rng = mask_generator(step[0], get_rank(), step[1], self._calls)
-        return random_mask(grid[0] * grid[1], self.mask_ratio, rng)
+        return UnitMask(grid, random_mask(grid[0] * grid[1], self.mask_ratio, rng))
 
     def extract_feat(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Dense features of whole images, ``(B, 3, H, W)`` to a tuple of maps."""
         return self.backbone(inputs)
 
-    def reconstruct(self, inputs: Tensor, mask: Tensor | np.ndarray) -> Tensor:
+    def reconstruct(self, inputs: Tensor, mask: UnitMask | Tensor | np.ndarray) -> Tensor:
         """Paint images of which only the visible units are seen.
 
         Args:
@@ -96,8 +110,8 @@ class GreenMIM(BaseSelfSupervisor):
             ``(B, L, 3072)`` prediction for every unit, pixels in the order row, column,
             channel; normalised for each unit if the head has ``norm_pix``.
         """
-        grid = unit_grid(*inputs.shape[-2:])
-        return self.neck(self.backbone(inputs, mask), mask, grid)
+        mask = as_unit_mask(mask, unit_grid(*inputs.shape[-2:]), len(inputs))
+        return self.neck(self.backbone(inputs, mask), mask)
 
     def loss(
         self, inputs: Tensor, data_samples: list[DataSample] | None = None, **kwargs
@@ -114,31 +128,13 @@ class GreenMIM(BaseSelfSupervisor):
         mask = self.draw_mask(unit_grid(*inputs.shape[-2:]))
         return dict(loss=self.masked_loss(inputs, mask))
 
-    def masked_loss(self, inputs: Tensor, mask: np.ndarray) -> Tensor:
-        """The loss for a given mask ``(L,)``, bool, True = masked."""
+    def masked_loss(self, inputs: Tensor, mask: UnitMask | Tensor | np.ndarray) -> Tensor:
+        """The loss for a given mask, as :meth:`reconstruct` takes it."""
+        mask = as_unit_mask(mask, unit_grid(*inputs.shape[-2:]), len(inputs))
         prediction = self.reconstruct(inputs, mask)
-        hidden = to_device(np.flatnonzero(mask), inputs.device)
         # The head takes square images. Each hidden unit is one: images of any shape will do, and
         # no target is made of what can be seen.
-        target = hidden_units(inputs, mask)
+        target = take_units(inputs, mask.hidden_units).flatten(0, 1)
+        hidden = to_device(mask.hidden_units, inputs.device)
         prediction = prediction.index_select(1, hidden).reshape(len(target), 1, -1)
         return self.head.loss(prediction, target, prediction.new_ones(len(target), 1))
-
-
-def hidden_units(images: Tensor, mask: np.ndarray) -> Tensor:
-    """The hidden mask units as small images.
-
-    Args:
-        images: ``(B, C, H, W)``, sides divisible by 32.
-        mask: ``(L,)`` bool, True = masked.
-
-    Returns:
-        ``(B * num_hidden, C, 32, 32)``, units of one image after another.
-    """
-    rows, columns = unit_grid(*images.shape[-2:])
-    batch, channels = images.shape[:2]
-    units = images.reshape(batch, channels, rows, UNIT_SIZE, columns, UNIT_SIZE)
-    row, column = np.divmod(np.flatnonzero(mask), columns)
-    # Two index arrays with a slice between them put the units first: (units, B, C, 32, 32).
-    units = units[:, :, to_device(row, images.device), :, to_device(column, images.device)]
-    return units.transpose(0, 1).reshape(-1, channels, UNIT_SIZE, UNIT_SIZE)

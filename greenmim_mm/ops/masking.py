@@ -1,13 +1,40 @@
 """Which mask units of an image are hidden.
 
-A mask is boolean with **True = masked (hidden)**, one entry per mask unit in row-major order.
+A mask is boolean with **True = masked (hidden)**, one entry per mask unit in row-major order. It
+is checked once, where it enters, and travels as a :class:`UnitMask` from there on.
 """
+
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
 UNIT_SIZE = 32
 """Side of a mask unit in pixels: the stride of the last stage, so no stage splits a unit."""
+
+
+@dataclass(frozen=True, eq=False)
+class UnitMask:
+    """A checked mask, one for all images of a batch; made by :func:`as_unit_mask`.
+
+    Attributes:
+        grid: Mask units ``(rows, columns)`` of the image.
+        hidden: ``(L,)`` bool, True = masked, ``L = rows * columns``.
+    """
+
+    grid: tuple[int, int]
+    hidden: np.ndarray
+
+    @cached_property
+    def visible_units(self) -> np.ndarray:
+        """``(num_visible,)`` int64, row-major numbers of the units that are seen."""
+        return np.flatnonzero(~self.hidden)
+
+    @cached_property
+    def hidden_units(self) -> np.ndarray:
+        """``(num_hidden,)`` int64, row-major numbers of the units that are not."""
+        return np.flatnonzero(self.hidden)
 
 
 def unit_grid(height: int, width: int) -> tuple[int, int]:
@@ -74,24 +101,31 @@ def mask_generator(seed: int, rank: int, iteration: int, call: int = 0) -> np.ra
 
 
 def as_unit_mask(
-    mask: torch.Tensor | np.ndarray, grid: tuple[int, int], batch_size: int | None = None
-) -> np.ndarray:
-    """Validate a mask and bring it to ``(L,)`` on the CPU.
+    mask: UnitMask | torch.Tensor | np.ndarray,
+    grid: tuple[int, int],
+    batch_size: int | None = None,
+) -> UnitMask:
+    """Check a mask.
 
     Args:
         mask: Bool, True = masked, of shape ``(L,)``, ``(1, L)`` or ``(B, L)``. A CUDA tensor is
-            copied to the CPU, which waits for the device; give a CPU tensor to avoid that.
+            copied to the CPU, which waits for the device; give a CPU tensor to avoid that. A
+            :class:`UnitMask` comes back as it is.
         grid: Mask units ``(rows, columns)`` of the image; ``L = rows * columns``.
         batch_size: Number of images ``B`` that the mask is for; unchecked if None.
-
-    Returns:
-        ``(L,)`` bool, True = masked, row-major.
 
     Raises:
         TypeError: If ``mask`` is not a boolean tensor or array.
         ValueError: If its shape does not fit, its rows differ, or nothing is visible.
     """
     rows, columns = grid
+    if isinstance(mask, UnitMask):
+        if mask.grid != (rows, columns):
+            raise ValueError(
+                f'the mask is for {mask.grid[0]} x {mask.grid[1]} mask units, the image has '
+                f'{rows} x {columns}; make it for the grid of the image'
+            )
+        return mask
     num_units = rows * columns
     if isinstance(mask, torch.Tensor):
         mask = mask.detach().cpu().numpy()
@@ -121,4 +155,4 @@ def as_unit_mask(
         mask = mask[0]
     if mask.all():
         raise ValueError(f'mask hides all {num_units} units; leave at least one visible (False)')
-    return mask
+    return UnitMask((rows, columns), mask)

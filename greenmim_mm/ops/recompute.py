@@ -2,18 +2,58 @@
 
 A linear layer keeps its input for the gradient of its weight. Where that input is a pointwise
 function of something that is kept anyway, it is cheaper to compute it again: LayerNorm before the
-projections, GELU inside the MLP. Results are those of the plain layers. Inside torch.compile the
-plain layers are used: the compiler decides by itself what to compute again.
+projections, GELU inside the MLP. Results are those of the plain layers, and where a custom
+autograd function would be in the way (:func:`recompute_obstacle`) the plain layers are used.
 """
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
+def recompute_obstacle() -> str | None:
+    """What goes on just now that custom autograd functions do not survive; None if nothing."""
+    if torch.compiler.is_compiling():  # True inside torch.export as well
+        return 'torch.compile or torch.export'
+    if torch.jit.is_tracing():
+        return 'torch.jit.trace'
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return 'a transform of torch.func'
+    if torch.autograd.forward_ad._current_level >= 0:
+        return 'forward-mode differentiation'
+    return None
+
+
+def differentiable_gradients(
+    plain: Callable[..., Tensor],
+    inputs: Sequence[Tensor | None],
+    needed: Sequence[bool],
+    grad: Tensor,
+) -> list[Tensor | None]:
+    """Gradients that can be differentiated again, for a backward pass with ``create_graph``.
+
+    Args:
+        plain: The function written with operators that autograd knows.
+        inputs: Its arguments.
+        needed: Which of them want a gradient.
+        grad: Gradient of the result.
+    """
+    # Behind an alias the graph ends: an input may itself depend on another one.
+    inputs = [x.view_as(x) if need else x for x, need in zip(inputs, needed, strict=True)]
+    out = plain(*inputs)
+    wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+    return [next(found) if need else None for need in needed]
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """dtype that autocast gives to a linear layer on ``x``, or that of ``x`` outside of it."""
     kind = x.device.type
+    if kind == 'meta':
+        return x.dtype
     if hasattr(torch, 'get_autocast_dtype'):
         enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
     elif kind == 'cpu':
@@ -21,6 +61,12 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     else:
         enabled, dtype = torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()
     return dtype if enabled and x.is_floating_point() and x.dtype != torch.float64 else x.dtype
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Autocast off for the device of ``x``; the meta device knows no autocast."""
+    kind = x.device.type
+    return nullcontext() if kind == 'meta' else torch.autocast(kind, enabled=False)
 
 
 def norm_linear(
@@ -44,14 +90,12 @@ def norm_linear(
     Returns:
         ``(..., D)``, in autocast's dtype inside autocast.
     """
-    if torch.compiler.is_compiling():
-        return F.linear(
-            F.layer_norm(x, norm_weight.shape, norm_weight, norm_bias, eps), weight, bias
-        )
+    if recompute_obstacle():
+        return _plain_norm_linear(x, norm_weight, norm_bias, weight, bias, eps)
     dtype = compute_dtype(x)
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    with torch.autocast(x.device.type, enabled=False):
-        return _NormLinear.apply(x, norm_weight, norm_bias, eps, weight, bias)
+    with without_autocast(x):
+        return _NormLinear.apply(x, norm_weight, norm_bias, weight, bias, eps)
 
 
 def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -65,107 +109,73 @@ def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         ``(..., D)``, in autocast's dtype inside autocast.
     """
-    if torch.compiler.is_compiling():
-        return F.linear(F.gelu(x), weight, bias)
+    if recompute_obstacle():
+        return _plain_gelu_linear(x, weight, bias)
     dtype = compute_dtype(x)
     x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return _GeluLinear.apply(x, weight, bias)
 
 
-def norm_mlp(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-) -> Tensor:
-    """``linear2(gelu(linear1(layer_norm(x))))``; only ``x`` is kept.
+def _plain_norm_linear(x, norm_weight, norm_bias, weight, bias, eps):
+    normed = F.layer_norm(x.to(norm_weight.dtype), norm_weight.shape, norm_weight, norm_bias, eps)
+    return F.linear(normed.to(weight.dtype), weight, bias)
 
-    Against :func:`norm_linear` and :func:`gelu_linear` in turn this makes the hidden layer again,
-    a ninth of the arithmetic of a block's training step.
 
-    Args:
-        x: ``(..., C)``.
-        norm_weight: ``(C,)`` scale of the LayerNorm.
-        norm_bias: ``(C,)`` offset of the LayerNorm.
-        eps: Epsilon of the LayerNorm.
-        weight1: ``(H, C)``.
-        bias1: ``(H,)``.
-        weight2: ``(D, H)``.
-        bias2: ``(D,)``.
-
-    Returns:
-        ``(..., D)``, in autocast's dtype inside autocast.
-    """
-    if torch.compiler.is_compiling():
-        hidden = norm_linear(x, norm_weight, norm_bias, eps, weight1, bias1)
-        return gelu_linear(hidden, weight2, bias2)
-    dtype = compute_dtype(x)
-    layers = (p.to(dtype) for p in (weight1, bias1, weight2, bias2))
-    with torch.autocast(x.device.type, enabled=False):
-        return _NormMlp.apply(x, norm_weight, norm_bias, eps, *layers)
+def _plain_gelu_linear(x, weight, bias):
+    return F.linear(F.gelu(x), weight, bias)
 
 
 class _NormLinear(torch.autograd.Function):
     """LayerNorm in the dtype of its parameters, then the linear layer in the dtype of its own."""
 
     @staticmethod
-    def forward(ctx, x, norm_weight, norm_bias, eps, weight, bias):
+    def forward(ctx, x, norm_weight, norm_bias, weight, bias, eps):
         ctx.eps = eps
         normed, mean, rstd = _normalise(x, norm_weight, norm_bias, eps)
-        ctx.save_for_backward(x, norm_weight, norm_bias, mean, rstd, weight)
+        ctx.save_for_backward(x, norm_weight, norm_bias, weight, bias, mean, rstd)
         return F.linear(normed.to(weight.dtype), weight, bias)
 
     @staticmethod
     def backward(ctx, grad):
-        *norm, weight = ctx.saved_tensors
-        normed, *_ = _normalise(*norm[:3], ctx.eps)
-        normed = normed.to(weight.dtype)
-        grads = _linear_gradients(ctx.needs_input_grad[4:], grad, normed)
-        return *_norm_gradients(ctx.needs_input_grad[:3], grad @ weight, *norm), None, *grads
-
-
-class _NormMlp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, norm_weight, norm_bias, eps, weight1, bias1, weight2, bias2):
-        ctx.eps = eps
-        normed, mean, rstd = _normalise(x, norm_weight, norm_bias, eps)
-        ctx.save_for_backward(x, norm_weight, norm_bias, mean, rstd, weight1, bias1, weight2)
-        return F.linear(F.gelu(F.linear(normed.to(weight1.dtype), weight1, bias1)), weight2, bias2)
-
-    @staticmethod
-    def backward(ctx, grad):
-        *norm, weight1, bias1, weight2 = ctx.saved_tensors
-        normed, *_ = _normalise(*norm[:3], ctx.eps)
-        normed = normed.to(weight1.dtype)
-        hidden = F.linear(normed, weight1, bias1)
-        grads2 = _linear_gradients(ctx.needs_input_grad[6:], grad, F.gelu(hidden))
-        grad = torch.ops.aten.gelu_backward(grad @ weight2, hidden)
-        grads1 = _linear_gradients(ctx.needs_input_grad[4:6], grad, normed)
-        norm_grads = _norm_gradients(ctx.needs_input_grad[:3], grad @ weight1, *norm)
-        return *norm_grads, None, *grads1, *grads2
+        x, norm_weight, norm_bias, weight, bias, mean, rstd = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            inputs = x, norm_weight, norm_bias, weight, bias
+            plain = lambda *inputs: _plain_norm_linear(*inputs, ctx.eps)  # noqa: E731
+            return *differentiable_gradients(plain, inputs, needed[:5], grad), None
+        normed, *_ = _normalise(x, norm_weight, norm_bias, ctx.eps)
+        linear_grads = _linear_gradients(needed[3:5], grad, normed.to(weight.dtype))
+        grad_x, *norm_grads = torch.ops.aten.native_layer_norm_backward(
+            (grad @ weight).to(norm_weight.dtype),
+            x.to(norm_weight.dtype),
+            norm_weight.shape,
+            mean,
+            rstd,
+            norm_weight,
+            norm_bias,
+            list(needed[:3]),
+        )
+        return None if grad_x is None else grad_x.to(x.dtype), *norm_grads, *linear_grads, None
 
 
 class _GeluLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, weight, bias)
         return F.linear(F.gelu(x), weight, bias)
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        grad_weight, grad_bias = _linear_gradients(
-            ctx.needs_input_grad[1:], grad, F.gelu(x) if ctx.needs_input_grad[1] else x
-        )
+        x, weight, bias = inputs = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            return (*differentiable_gradients(_plain_gelu_linear, inputs, needed, grad),)
+        linear_grads = _linear_gradients(needed[1:], grad, F.gelu(x) if needed[1] else x)
         grad_x = None
-        if ctx.needs_input_grad[0]:
+        if needed[0]:
             grad_x = torch.ops.aten.gelu_backward(grad @ weight, x)
-        return grad_x, grad_weight, grad_bias
+        return grad_x, *linear_grads
 
 
 def _linear_gradients(
@@ -183,26 +193,3 @@ def _normalise(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """LayerNorm in the dtype of its parameters: tokens, means and inverse deviations."""
     return torch.native_layer_norm(x.to(weight.dtype), weight.shape, weight, bias, eps)
-
-
-def _norm_gradients(
-    needed: tuple[bool, bool, bool],
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of LayerNorm's input, scale and offset; ``grad`` is that of its result."""
-    grad_x, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
-        grad.to(weight.dtype),
-        x.to(weight.dtype),
-        weight.shape,
-        mean,
-        rstd,
-        weight,
-        bias,
-        list(needed),
-    )
-    return None if grad_x is None else grad_x.to(x.dtype), grad_weight, grad_bias

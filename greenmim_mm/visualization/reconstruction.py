@@ -10,8 +10,16 @@ from mmengine.registry import DefaultScope
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor, nn
 
-from ..checkpoint import atomic_path, check_destination, load_model_state_dict
-from ..ops import UNIT_SIZE, as_unit_mask, mask_generator, random_mask, unit_grid
+from ..checkpoint import load_model_state_dict
+from ..fileio import atomic_path, check_destination
+from ..ops import (
+    UNIT_SIZE,
+    as_unit_mask,
+    mask_generator,
+    random_mask,
+    take_units,
+    unit_grid,
+)
 from ..registry import MODELS
 
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
@@ -64,7 +72,7 @@ def load_model(config: str | Path, checkpoint: str | Path, device: str = 'cpu') 
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Image files, and those inside of folders (not of their subfolders) by name.
+    """Image files, and those inside of folders and of their sub-folders, by name.
 
     Raises:
         FileNotFoundError: If a path does not exist or a folder has no images.
@@ -73,7 +81,6 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         found = [path]
         if path.is_dir():
-            # Sub-folders, too, as training takes them.
             found = sorted(p for p in path.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
             if not found:
                 raise FileNotFoundError(
@@ -138,8 +145,7 @@ def reconstruction_panels(
         raise TypeError(f'images must be a uint8 array, not {found}')
     if images.ndim != 4 or images.shape[3] != 3:
         raise ValueError(f'images has shape {images.shape}; give (B, H, W, 3)')
-    grid = unit_grid(*images.shape[1:3])
-    mask = as_unit_mask(mask, grid, len(images))
+    mask = as_unit_mask(mask, unit_grid(*images.shape[1:3]), len(images))
 
     preprocessor = model.data_preprocessor
     bgr = torch.from_numpy(images[..., ::-1].copy()).permute(0, 3, 1, 2)
@@ -156,14 +162,16 @@ def reconstruction_panels(
         target = to_units(inputs)
         variance = target.var(dim=-1, keepdim=True)
         prediction = prediction * (variance + 1e-6).sqrt() + target.mean(dim=-1, keepdim=True)
-    pixels = from_units(prediction, grid)
+    pixels = from_units(prediction, mask.grid)
     # Without normalisation the preprocessor has neither of the two.
     pixels = pixels * getattr(preprocessor, 'std', 1) + getattr(preprocessor, 'mean', 0)
     pixels = pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     if not getattr(preprocessor, '_channel_conversion', False):
         pixels = pixels[..., ::-1]
 
-    hidden = np.kron(mask.reshape(grid), np.ones((UNIT_SIZE, UNIT_SIZE), dtype=bool))[..., None]
+    hidden = np.kron(mask.hidden.reshape(mask.grid), np.ones((UNIT_SIZE, UNIT_SIZE), dtype=bool))[
+        ..., None
+    ]
     masked = np.where(hidden, np.uint8(_HIDDEN_GREY), images)
     return images.copy(), masked, np.where(hidden, pixels, images)
 
@@ -266,8 +274,7 @@ def check_picture_path(path: str | Path, force: bool = False) -> None:
 def to_units(images: Tensor) -> Tensor:
     """``(B, C, H, W)`` to ``(B, L, 32 * 32 * C)``, pixels in the order row, column, channel."""
     rows, columns = unit_grid(*images.shape[2:])
-    units = images.unflatten(3, (columns, UNIT_SIZE)).unflatten(2, (rows, UNIT_SIZE))
-    return units.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    return take_units(images, np.arange(rows * columns)).permute(0, 1, 3, 4, 2).flatten(2)
 
 
 def from_units(units: Tensor, grid: tuple[int, int]) -> Tensor:

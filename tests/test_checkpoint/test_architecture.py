@@ -72,7 +72,9 @@ def test_v2_without_buffers_does_not_tell_its_window():
     found = infer_architecture(weights)
     assert found.window_sizes is None and found.window_size is None
     assert 'window unknown' in found.describe()
-    found = found.with_window(4).with_window((8, 8, 8, 4))
+    assert found.pretrained_window_sizes is None and not found.scale_is_known
+    found = infer_architecture(green_swin(2, window_size=4).state_dict())
+    found = found.with_window((8, 8, 8, 4))
     assert found.window_sizes == (8, 8, 8, 4)
     assert found.pretrained_window_sizes == (4, 4, 4, 4)
 
@@ -80,7 +82,9 @@ def test_v2_without_buffers_does_not_tell_its_window():
 def test_pretraining_windows_of_v2():
     weights = green_swin(2, window_size=4, pretrained_window_sizes=(3, 3, 3, 3)).state_dict()
     assert infer_architecture(weights).pretrained_window_sizes == (3, 3, 3, 3)
-    assert infer_architecture(green_swin(2).state_dict()).pretrained_window_sizes is None
+    # Stated outright, be they those in use or not.
+    found = infer_architecture(green_swin(2).state_dict())
+    assert found.pretrained_window_sizes == (2, 2, 2, 2) and found.foreign_scale is None
 
 
 @pytest.mark.parametrize('version', [1, 2])
@@ -102,7 +106,7 @@ def test_wrong_shapes_are_named(version, leaf):
     right = tuple(weights[leaf].shape)
     for wrong in ((right[0] + 1, *right[1:]), (*right, 1)):
         with pytest.raises(CheckpointError) as error:
-            infer_architecture({**weights, leaf: torch.zeros(wrong)}, {leaf: 'its own name'})
+            infer_architecture({**weights, leaf: torch.zeros(wrong)}, {leaf: 'its own name'}.get)
         assert str(error.value).startswith(f'its own name has shape {wrong}')
         assert str(right) in str(error.value)
 
@@ -118,7 +122,7 @@ def test_heads_must_divide_the_channels():
     key = 'stages.1.blocks.0.attn.w_msa.relative_position_bias_table'
     weights = {**green_swin().state_dict(), key: torch.zeros(9, 3)}
     with pytest.raises(CheckpointError, match=r'^mine has shape \(9, 3\) for 3 heads.*16 channels'):
-        infer_architecture(weights, {key: 'mine'})
+        infer_architecture(weights, {key: 'mine'}.get)
 
 
 @pytest.mark.parametrize(
@@ -168,3 +172,16 @@ def test_wrong_windows(window):
     arch = Architecture(1, window_sizes=(7, 7, 7, 7), **ARCH)
     with pytest.raises(ValueError, match='positive integer or 4 of them'):
         arch.with_window(window)
+
+
+@pytest.mark.parametrize('version', [1, 2])
+def test_empty_layers_and_endless_offsets(version):
+    """Values that nobody trains; a crafted file must end in a sentence, not in a traceback."""
+    weights = green_swin(version).state_dict()
+    empty = {key: value[:0] for key, value in weights.items()}
+    with pytest.raises(CheckpointError, match='has shape'):
+        infer_architecture(empty)
+    if version == 2:
+        coords = {k: v * 1e30 for k, v in weights.items() if k.endswith('coords_table')}
+        with pytest.raises(CheckpointError, match='no offsets'):
+            infer_architecture(weights | coords)

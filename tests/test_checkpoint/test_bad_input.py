@@ -16,13 +16,13 @@ from timm.models.vision_transformer import VisionTransformer
 from tiny_swins import pretrained_file, pretrained_weights
 from torchvision.models import resnet18
 
+from greenmim_mm import fileio
 from greenmim_mm.checkpoint import (
     CheckpointError,
     convert_file,
     convert_state_dict,
     load_checkpoint,
     read_checkpoint,
-    writing,
 )
 
 NORM = 'backbone.stages.2.blocks.1.norm1.weight'
@@ -262,8 +262,8 @@ def test_disk_full(tmp_path, request, name, target, replace):
 
 @pytest.mark.parametrize('name, target', CASES)
 def test_no_space_is_noticed_before(tmp_path, monkeypatch, destination, name, target):
-    usage = writing.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(writing.shutil, 'disk_usage', lambda path: usage)
+    usage = fileio.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(fileio.shutil, 'disk_usage', lambda path: usage)
     src = pretrained_file(tmp_path)
     refuse(src, destination.parent / name, 'its disk has 0 MB left', target)
 

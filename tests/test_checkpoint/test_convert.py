@@ -15,10 +15,9 @@ from greenmim_mm.checkpoint import (
     convert_state_dict,
     convert_with_report,
     detect_format,
-    resize_bias_table,
 )
 from greenmim_mm.models import GreenMIMPretrainDecoder, GreenSwin
-from greenmim_mm.ops import relative_position_index
+from greenmim_mm.ops import relative_position_index, resize_bias_table
 
 ARCH = dict(embed_dims=8, depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 4))
 WINDOW = 3

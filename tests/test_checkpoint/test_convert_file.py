@@ -23,6 +23,7 @@ from greenmim_mm.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from greenmim_mm.verification import verify_network
 from greenmim_mm.version import __version__
 
 LICENCE = 'weights published by the GreenMIM authors are CC BY-NC 4.0'
@@ -275,7 +276,7 @@ def test_buffers_of_an_unknown_window(tmp_path):
         with pytest.raises(LossError, match='does not tell its window size.*--window-size'):
             convert_file(src, tmp_path / 'x.pth', target)
     windows = dict(window_size=2, pretrained_window_size=2)
-    convert_file(src, tmp_path / 'x.pth', 'torchvision', verify=True, **windows)
+    convert_file(src, tmp_path / 'x.pth', 'torchvision', verify=verify_network, **windows)
     for strict, message in ((True, 'does not tell'), (False, r'config\.json needs it')):
         with pytest.raises(CheckpointError, match=f'{message}.*--window-size'):
             convert_file(src, tmp_path / 'hf', 'huggingface', strict=strict)
@@ -284,11 +285,13 @@ def test_buffers_of_an_unknown_window(tmp_path):
 def test_pretraining_windows_of_transformers_v2(tmp_path):
     """Scales of V2's offsets that only config.json knows reach the buffers of other libraries."""
     src = pretrained_file(tmp_path, version=2)
-    convert_file(src, tmp_path / 'hf', 'huggingface', window_size=4, verify=True)
+    convert_file(src, tmp_path / 'hf', 'huggingface', window_size=4, verify=verify_network)
     config = json.loads((tmp_path / 'hf' / 'config.json').read_text())
     assert config['pretrained_window_sizes'] == [2, 2, 2, 2]
     for target in ('torchvision', 'mmpretrain'):
-        result = convert_file(tmp_path / 'hf', tmp_path / f'{target}.pth', target, verify=True)
+        result = convert_file(
+            tmp_path / 'hf', tmp_path / f'{target}.pth', target, verify=verify_network
+        )
         assert result.architecture.pretrained_window_sizes == (2, 2, 2, 2)
 
 

@@ -1,12 +1,17 @@
 """Reading, loading and writing checkpoint files."""
 
+import hashlib
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections import Counter, OrderedDict
 from contextlib import contextmanager
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 import torch
@@ -26,10 +31,10 @@ from greenmim_mm.checkpoint import (
     load_backbone_state_dict,
     load_model_state_dict,
     read_checkpoint,
-    resize_bias_table,
-    write_checkpoint,
+    save_checkpoint,
 )
 from greenmim_mm.models import GreenMIM, GreenSwin
+from greenmim_mm.ops import resize_bias_table
 
 ARCH = dict(embed_dims=8, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4))
 
@@ -374,6 +379,120 @@ def test_window_12_loads_window_7(tmp_path):
     assert target(torch.rand(1, 3, 64, 64))[0].isfinite().all()
 
 
+def test_other_windows_are_told(tmp_path):
+    path = tmp_path / 'x.pth'
+    torch.save({'state_dict': tiny_swin(window_size=7).state_dict()}, path)
+    assert 'tables' not in load_backbone_state_dict(tiny_swin(window_size=7), path)
+    target = tiny_swin(window_size=(12, 12, 12, 7))
+    report = load_backbone_state_dict(target, path)
+    assert 'bias tables resized: 4 from window 7 to 12' in report
+
+
+def test_the_remedy_names_the_converter(tmp_path):
+    """An installed package has no tools/."""
+    torch.save({'state_dict': spoiled_weights('missing')}, tmp_path / 'x.pth')
+    with pytest.raises(CheckpointError, match=r'tools/convert_checkpoint\.py, or greenmim convert'):
+        load_backbone_state_dict(tiny_swin(), tmp_path / 'x.pth')
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A folder that is served, its address, and the requests; downloads go to a folder of ours."""
+    folder, requests = tmp_path / 'served', []
+    folder.mkdir()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, *args):
+            requests.append(self.path)
+
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    for name in ('http_proxy', 'HTTP_PROXY', 'https_proxy', 'HTTPS_PROXY', 'all_proxy'):
+        monkeypatch.delenv(name, raising=False)
+    with ThreadingHTTPServer(('127.0.0.1', 0), Handler) as http:
+        thread = Thread(target=http.serve_forever)
+        thread.start()
+        yield folder, f'http://127.0.0.1:{http.server_port}', requests
+        http.shutdown()
+        thread.join()
+
+
+def test_init_cfg_with_an_address(server, tmp_path):
+    folder, address, requests = server
+    source = tiny_swin()
+    torch.save({'state_dict': source.state_dict()}, folder / 'swin small.pth')
+    url = f'{address}/swin%20small.pth?download=true'
+    for _ in range(2):
+        backbone = tiny_swin(init_cfg=dict(type='Pretrained', checkpoint=url))
+        backbone.init_weights()
+        assert_same(backbone, source.state_dict())
+    assert len(requests) == 1
+    assert [file.name for file in (tmp_path / 'hub' / 'checkpoints').iterdir()] == [
+        'swin small.pth'
+    ]
+
+
+FETCH = """
+import sys
+import torch.distributed as dist
+from greenmim_mm.checkpoint import fetch
+url, store, rank = sys.argv[1:]
+dist.init_process_group('gloo', init_method=f'file://{store}', rank=int(rank), world_size=2)
+print(fetch(url).read_text())
+"""
+
+
+@pytest.mark.parametrize('name', ['there.pth', 'none.pth'])
+def test_one_process_downloads_for_all(server, tmp_path, name):
+    folder, address, requests = server
+    (folder / 'there.pth').write_text('parameters')
+    environment = {**os.environ, 'TORCH_HOME': str(tmp_path / 'home')}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, '-c', FETCH, f'{address}/{name}', tmp_path / 'store', str(rank)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        if name == 'there.pth':
+            assert (process.returncode, out) == (0, 'parameters\n'), err
+        else:  # neither waits for the other
+            assert process.returncode != 0 and 'could not be downloaded' in err
+    if name == 'there.pth':
+        assert requests == ['/there.pth']
+
+
+def test_downloads_are_read_safely(server, tmp_path):
+    folder, address, _ = server
+    content = {'state_dict': {}, 'x': Payload(os.system, f'touch {tmp_path / "ran"}')}
+    torch.save(content, folder / 'evil.pth')
+    with pytest.raises(CheckpointError, match='could run code'):
+        load_backbone_state_dict(tiny_swin(), f'{address}/evil.pth')
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_downloads_that_fail(server, tmp_path):
+    folder, address, _ = server
+    with pytest.raises(OSError, match=rf'{address}/none\.pth could not be downloaded: .*404'):
+        load_backbone_state_dict(tiny_swin(), f'{address}/none.pth')
+    with pytest.raises(FileNotFoundError, match='names no file'):
+        load_backbone_state_dict(tiny_swin(), f'{address}/')
+    torch.save({'state_dict': tiny_swin().state_dict()}, folder / 'swin-00000000.pth')
+    with pytest.raises(CheckpointError, match='not what its name promises'):
+        load_backbone_state_dict(tiny_swin(), f'{address}/swin-00000000.pth')
+    assert list((tmp_path / 'hub' / 'checkpoints').iterdir()) == []
+    digest = hashlib.sha256((folder / 'swin-00000000.pth').read_bytes()).hexdigest()
+    (folder / 'swin-00000000.pth').rename(folder / f'swin-{digest[:8]}.pth')
+    load_backbone_state_dict(tiny_swin(), f'{address}/swin-{digest[:8]}.pth')
+
+
 def load_into_mmdet(monkeypatch, path, **changes):
     """Stock mmdet by its own init_cfg, and the keys that did not fit."""
     arguments = dict(
@@ -422,18 +541,6 @@ def test_resize_bias_table_is_mmdets(monkeypatch, tmp_path):
         assert torch.equal(resize_bias_table(source.state_dict()[name], 23**2), table)
 
 
-@pytest.mark.parametrize('shape, rows', [((8, 2), 9), ((9, 2), 16), ((9,), 25), ((16, 2), 25)])
-def test_resize_bias_table_refuses(shape, rows):
-    with pytest.raises(ValueError, match='bias table'):
-        resize_bias_table(torch.zeros(shape), rows)
-
-
-def test_resize_bias_table_keeps_dtype():
-    table = torch.rand(25, 3).half()
-    assert torch.equal(resize_bias_table(table, 25), table)
-    assert resize_bias_table(table, 49).dtype == torch.float16
-
-
 def test_load_model(runner_file):
     model = tiny_model()
     load_model_state_dict(model, runner_file)
@@ -460,26 +567,21 @@ def test_load_model_is_strict(tmp_path, change, num_lost, message):
     assert_same(model, before)
 
 
-def test_write_checkpoint(tmp_path):
+def test_saving_is_whole_or_not_at_all(tmp_path):
     path = tmp_path / 'x.pth'
-    write_checkpoint({'state_dict': {'w': torch.ones(2)}}, path)
+    save_checkpoint({'w': torch.ones(2)}, path, 'mmdet')
     with pytest.raises(FileExistsError, match='--force'):
-        write_checkpoint({'state_dict': {'w': torch.zeros(2)}}, path)
+        save_checkpoint({'w': torch.zeros(2)}, path, 'mmdet')
     assert read_checkpoint(path)['state_dict']['w'].tolist() == [1, 1]
-    write_checkpoint({'state_dict': {'w': torch.zeros(2)}}, path, force=True)
+    save_checkpoint({'w': torch.zeros(2)}, path, 'mmdet', force=True)
     assert read_checkpoint(path)['state_dict']['w'].tolist() == [0, 0]
     with pytest.raises(FileNotFoundError, match='folder .*none does not exist'):
-        write_checkpoint({}, tmp_path / 'none' / 'x.pth')
+        save_checkpoint({}, tmp_path / 'none' / 'x.pth', 'mmdet')
     with pytest.raises(FileExistsError, match='is a folder'):
-        write_checkpoint({}, tmp_path, force=True)
-
-
-def test_write_checkpoint_is_atomic(tmp_path):
-    path = tmp_path / 'x.pth'
-    write_checkpoint({'a': 1}, path)
+        save_checkpoint({}, tmp_path, 'mmdet', force=True)
     before = path.read_bytes()
     with pytest.raises((AttributeError, pickle.PicklingError, TypeError)):
-        write_checkpoint({'a': torch.zeros(100), 'b': lambda: None}, path, force=True)
+        save_checkpoint({'a': torch.zeros(9)}, path, 'mmdet', {'b': lambda: None}, force=True)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ['x.pth']
     other = tmp_path / 'plain'

@@ -20,11 +20,10 @@ from torchvision.models import resnet18
 
 from greenmim_mm.checkpoint import (
     FORMATS,
-    canonical_state_dict,
     convert_state_dict,
     convert_with_report,
     detect_format,
-    detect_version,
+    network_of,
 )
 from greenmim_mm.models import GreenSwin, GreenSwinV2
 
@@ -50,7 +49,8 @@ def test_every_name_of_the_library_is_known(case):
     # A bare backbone of OpenMMLab may be any of theirs; V1 is taken for mmdet's, V2 not.
     expected = 'mmdet' if name == 'mmpretrain' and version == 1 else name
     assert detect_format(list(weights)) == expected
-    assert detect_version(list(weights)) == detect_version(list(weights), name) == version
+    for source in ('auto', name):
+        assert network_of(weights, source).architecture.version == version
     same, report = convert_with_report(weights, name, name)
     assert not report.dropped
     for key, value in weights.items():
@@ -65,7 +65,7 @@ def test_canonical_names_are_green_swins(version):
     expected = ours(arch, window_size=4).state_dict()
     buffers = ('relative_position_index', 'relative_coords_table')
     for name in ('timm', 'torchvision'):
-        canonical = canonical_state_dict(build(name, version, '').state_dict())
+        canonical = network_of(build(name, version, '').state_dict()).state_dict
         names = {key for key in canonical if not key.startswith('head.fc.')}
         kept = name == 'torchvision'
         assert names == {key for key in expected if kept or not key.endswith(buffers)}

@@ -21,7 +21,6 @@ from greenmim_mm.checkpoint import (
     convert_state_dict,
     convert_with_report,
     detect_format,
-    detect_version,
 )
 from greenmim_mm.models import GreenMIMPretrainDecoder
 from greenmim_mm.ops import relative_position_index
@@ -113,7 +112,6 @@ def check_round_trip(source: str, target: str, version: int) -> None:
     keys = list(weights)
     # mmdet has no Swin V2 of its own.
     assert detect_format(keys) == ('mmpretrain' if (source, version) == ('mmdet', 2) else source)
-    assert detect_version(keys) == version
     there, report = convert_with_report(weights, source, target)
     assert report.lossless and report.version == version
     accounts = (report.mapped, report.transformed, report.dropped)

@@ -11,7 +11,6 @@ from transformers import SwinModel, Swinv2Backbone, Swinv2Config
 from greenmim_mm.checkpoint import (
     CheckpointError,
     LossError,
-    atomic_path,
     convert_file,
     convert_state_dict,
     inspect_checkpoint,
@@ -19,45 +18,13 @@ from greenmim_mm.checkpoint import (
     save_checkpoint,
 )
 from greenmim_mm.checkpoint.text import printable
-from greenmim_mm.checkpoint.writing import atomic_folder
+from greenmim_mm.verification import verify_network
 
 
 def file_of(folder, weights, name='odd.pth', **rest):
     path = folder / name
     torch.save(dict(state_dict=weights, **rest), path)
     return path
-
-
-@pytest.mark.parametrize('links', [True, False])
-def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path, monkeypatch, links):
-    def unsupported(*args):
-        raise OSError('no links here')
-
-    if not links:
-        monkeypatch.setattr(os, 'link', unsupported)
-    dst = tmp_path / 'x.pth'
-    with pytest.raises(FileExistsError, match='--force'):
-        with atomic_path(dst) as temporary:
-            temporary.write_text('late')
-            dst.write_text('early')
-    assert dst.read_text() == 'early'
-    with atomic_path(dst, force=True) as temporary:
-        temporary.write_text('late')
-    with atomic_path(tmp_path / 'y.pth') as temporary:
-        temporary.write_text('new')
-    assert dst.read_text() == 'late'
-    assert {path.name for path in tmp_path.iterdir()} == {'x.pth', 'y.pth'}
-
-
-def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path):
-    dst = tmp_path / 'hf'
-    with pytest.raises(FileExistsError, match='--force'):
-        with atomic_folder(dst) as temporary:
-            (temporary / 'config.json').write_text('late')
-            dst.mkdir()
-            (dst / 'config.json').write_text('early')
-    assert (dst / 'config.json').read_text() == 'early'
-    assert [path.name for path in tmp_path.iterdir()] == ['hf']
 
 
 def test_source_and_destination_in_each_other(tmp_path):
@@ -178,7 +145,7 @@ def test_backbone_of_swin_v2_in_transformers(tmp_path):
         out_features=['stage2', 'stage4'],
     )  # fmt: skip
     Swinv2Backbone(config).save_pretrained(tmp_path / 'hf')
-    convert_file(tmp_path / 'hf', tmp_path / 'copy', 'huggingface', verify=True)
+    convert_file(tmp_path / 'hf', tmp_path / 'copy', 'huggingface', verify=verify_network)
     model, info = Swinv2Backbone.from_pretrained(tmp_path / 'copy', output_loading_info=True)
     assert not any(info.values()) and model.out_features == ['stage2', 'stage4']
 

@@ -10,12 +10,11 @@ from transformers import Swinv2Model
 from greenmim_mm.checkpoint import (
     CheckpointError,
     LossError,
-    VerificationError,
     convert_file,
     convert_state_dict,
     load_checkpoint,
-    verify,
 )
+from greenmim_mm.verification import VerificationError, verify, verify_network
 
 # In use windows of 4, in pre-training of 2.
 CHANGED = dict(window_size=4, pretrained_window_sizes=(2, 2, 2, 2))
@@ -42,7 +41,7 @@ def coords(path, stage=0):
 
 @pytest.mark.parametrize('middle', ['t.pth', 't.safetensors'])
 def test_a_chain_through_timm_loses_nothing(tmp_path, src, middle):
-    result = convert_file(src, tmp_path / middle, 'timm', verify=True)
+    result = convert_file(src, tmp_path / middle, 'timm', verify=verify_network)
     assert result.meta['window_sizes'] == '4,4,4,4'
     assert result.meta['pretrained_window_sizes'] == '2,2,2,2'
     # On through timm's own names once more.
@@ -51,7 +50,9 @@ def test_a_chain_through_timm_loses_nothing(tmp_path, src, middle):
     assert found.architecture.pretrained_window_sizes == (2, 2, 2, 2)
     assert torch.equal(coords(tmp_path / 'x.pth'), coords(src))
     # To other windows the scale stays that of pre-training.
-    convert_file(tmp_path / middle, tmp_path / 'y.pth', 'mmpretrain', window_size=3, verify=True)
+    convert_file(
+        tmp_path / middle, tmp_path / 'y.pth', 'mmpretrain', window_size=3, verify=verify_network
+    )
     expected = green_swin(2, window_size=3, pretrained_window_sizes=(2, 2, 2, 2)).state_dict()
     key = 'stages.0.blocks.0.attn.w_msa.relative_coords_table'
     assert torch.equal(coords(tmp_path / 'y.pth'), expected[key])
@@ -61,7 +62,7 @@ def test_what_nobody_tells_is_not_guessed(tmp_path, untold):
     for options in (dict(), dict(window_size=4), dict(pretrained_window_size=None)):
         with pytest.raises(LossError, match='--window-size N and --pretrained-window-size N'):
             convert_file(untold, tmp_path / 'x.pth', 'mmpretrain', **options)
-    for options in (dict(window_size=4), dict(verify=True)):
+    for options in (dict(window_size=4), dict(verify=verify_network)):
         with pytest.raises(LossError, match='--pretrained-window-size'):
             convert_file(untold, tmp_path / 'x.pth', 'timm', **options)
     with pytest.raises(LossError, match='--pretrained-window-size'):
@@ -76,10 +77,12 @@ def test_what_nobody_tells_is_not_guessed(tmp_path, untold):
 
 def test_given_windows(tmp_path, src, untold):
     windows = dict(window_size=4, pretrained_window_size=2)
-    result = convert_file(untold, tmp_path / 'x.pth', 'mmpretrain', verify=True, **windows)
+    result = convert_file(
+        untold, tmp_path / 'x.pth', 'mmpretrain', verify=verify_network, **windows
+    )
     assert result.architecture.pretrained_window_sizes == (2, 2, 2, 2) and not result.report.notes
     assert torch.equal(coords(tmp_path / 'x.pth'), coords(src))
-    convert_file(untold, tmp_path / 'hf', 'huggingface', verify=True, **windows)
+    convert_file(untold, tmp_path / 'hf', 'huggingface', verify=verify_network, **windows)
     config = json.loads((tmp_path / 'hf' / 'config.json').read_text())
     assert config['pretrained_window_sizes'] == [2, 2, 2, 2] and config['window_size'] == 4
     # What the file tells stands.
@@ -121,7 +124,7 @@ def test_verify_sees_another_scale(tmp_path, src):
 def test_offsets_are_not_rounded(tmp_path, src):
     for dtype in ('fp16', 'bf16'):
         dst = tmp_path / f'{dtype}.pth'
-        convert_file(src, dst, 'greenmim_mm', dtype=dtype, verify=True)
+        convert_file(src, dst, 'greenmim_mm', dtype=dtype, verify=verify_network)
         assert torch.equal(coords(dst), coords(src))
     # Those that others have rounded are made anew.
     weights = {
@@ -129,7 +132,7 @@ def test_offsets_are_not_rounded(tmp_path, src):
         for key, value in pretrained_weights(2, **CHANGED).items()
     }
     torch.save(dict(state_dict=weights), tmp_path / 'rounded.pth')
-    convert_file(tmp_path / 'rounded.pth', tmp_path / 'x.pth', 'mmpretrain', verify=True)
+    convert_file(tmp_path / 'rounded.pth', tmp_path / 'x.pth', 'mmpretrain', verify=verify_network)
     assert torch.equal(coords(tmp_path / 'x.pth'), coords(src))
 
 
@@ -181,6 +184,6 @@ def test_a_zero_stands_for_the_window_in_use(tmp_path, src):
     convert_file(src, hf, 'huggingface')
     config = json.loads((hf / 'config.json').read_text())
     (hf / 'config.json').write_text(json.dumps(config | {'pretrained_window_sizes': [2, 2, 2, 0]}))
-    result = convert_file(hf, tmp_path / 'x.pth', 'mmpretrain', verify=True)
+    result = convert_file(hf, tmp_path / 'x.pth', 'mmpretrain', verify=verify_network)
     assert result.architecture.pretrained_window_sizes == (2, 2, 2, 4)
     Swinv2Model.from_pretrained(hf)

@@ -1,7 +1,5 @@
 """The configs of the demo: a step of pre-training, then a detector that starts from it."""
 
-import importlib
-
 import numpy as np
 import pytest
 import torch
@@ -10,6 +8,8 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from mmengine.visualization import Visualizer
 
+from greenmim_mm.cli import runs
+from greenmim_mm.cli.train import make_parser
 from greenmim_mm.demo.data import DemoDataConfig, build_demo_data
 from greenmim_mm.demo.road import NETWORKS, ROOT
 
@@ -32,17 +32,14 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.parametrize('model', NETWORKS)
-def test_pretraining_and_detection(model, data, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    tool = importlib.import_module('train')
+def test_pretraining_and_detection(model, data, tmp_path):
     network = NETWORKS[model]
     common = ['train_dataloader.num_workers=0', 'train_cfg.max_epochs=1']
 
     def train(config, name, *options):
         arguments = [str(ROOT / config), f'--work-dir={tmp_path / name}', '--cfg-options']
-        runner = tool.build_runner(
-            tool.prepare(tool.parse_args([*arguments, *common, *options])[1])
-        )
+        args = make_parser().parse_args([*arguments, *common, *options])
+        runner = runs.build_runner(runs.training_config(args))
         runner.train()
         assert runner.iter == 1
         assert np.isfinite(runner.message_hub.get_scalar('train/loss').current())

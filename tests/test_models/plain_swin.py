@@ -62,7 +62,7 @@ def attention(model, stage, block, x, hidden, shifted):
     height = width = size
     shift = size // 2 if shifted else 0
     if not model.pad_small_map and min(rows, columns) <= size:
-        height, width, shift = min(size, rows), min(size, columns), 0
+        height, width, shift = min(rows, columns), min(rows, columns), 0
     x = F.pad(x, (0, 0, 0, -columns % width, 0, -rows % height))
     hidden = F.pad(hidden, (0, -columns % width, 0, -rows % height))
     region = torch.zeros(x.shape[1:3], dtype=torch.long)

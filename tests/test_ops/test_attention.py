@@ -6,7 +6,8 @@ import torch
 
 from greenmim_mm.ops import (
     BACKENDS,
-    AttentionPlan,
+    UnitMask,
+    attention_plan,
     dense_plan,
     group_attention,
     grouped_plan,
@@ -53,10 +54,10 @@ CASES = [
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('stage', [1, 2])
 def test_values_and_gradients(units, window_size, shifted, ratio, backend, stage):
-    mask = random_mask(units[0] * units[1], ratio, np.random.default_rng(0))
-    tokens = visible_tokens(mask, units)[stage]
+    hidden = random_mask(units[0] * units[1], ratio, np.random.default_rng(0))
+    tokens = visible_tokens(UnitMask(units, hidden))[stage]
     cut = window_grid(tokens.grid, window_size, shifted, pad_small_map=True)
-    plan = AttentionPlan.build(grouped_plan(tokens, cut), window_size, CPU)
+    plan = attention_plan(grouped_plan(tokens, cut), window_size, CPU)
     check(plan, cut, tokens.coords, window_size, backend)
 
 
@@ -67,7 +68,7 @@ def test_values_and_gradients(units, window_size, shifted, ratio, backend, stage
 def test_dense_windows(grid, shifted, backend, heads):
     cut = window_grid(grid, 4, shifted)
     coords = np.stack(np.mgrid[: grid[0], : grid[1]], axis=-1).reshape(-1, 2)
-    plan = AttentionPlan.build(dense_plan(cut), 4, CPU)
+    plan = dense_plan(cut, 4, CPU)
     check(plan, cut, coords, 4, backend, heads)
 
 
@@ -80,7 +81,10 @@ def check(plan, cut, coords, window_size, backend, heads=2):
 
     inputs = random(2, len(coords), 24), random((2 * window_size - 1) ** 2, heads), random(24)
     qkv, table, padding = inputs
-    out = group_attention(qkv, table, plan, padding, backend)
+    rows = qkv
+    if plan.padding is not None:
+        rows = torch.cat([qkv, padding.expand(2, 1, -1)], dim=1)
+    out = group_attention(rows, table, plan, backend)
     expected = slow_attention(qkv, table, cut, coords, window_size, padding)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
     weight = torch.randn(out.shape, generator=generator, dtype=torch.float64)
@@ -103,12 +107,12 @@ def test_index_is_timms():
 @pytest.mark.parametrize(
     ('shape', 'heads', 'backend', 'message'),
     [
-        ((1, 15, 12), 2, 'recompute', '15 tokens, the plan is for 16'),
+        ((1, 15, 12), 2, 'recompute', '15 rows, the plan is for 16'),
         ((1, 16, 13), 2, 'sdpa', 'width 13'),
         ((1, 16, 12), 2, 'flash', "backend='flash' is unknown"),
     ],
 )
 def test_refuses(shape, heads, backend, message):
-    plan = AttentionPlan.build(dense_plan(window_grid((4, 4), 4, False)), 4, CPU)
+    plan = dense_plan(window_grid((4, 4), 4, False), 4, CPU)
     with pytest.raises(ValueError, match=message):
         group_attention(torch.zeros(shape), torch.zeros(49, heads), plan, backend=backend)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from greenmim_mm.ops import as_unit_mask, mask_generator, random_mask, unit_grid
+from greenmim_mm.ops import UnitMask, as_unit_mask, mask_generator, random_mask, unit_grid
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,12 @@ def test_as_unit_mask_accepts_all_forms():
         torch.from_numpy(flat),
         torch.from_numpy(flat)[None].expand(4, -1),
     ):
-        np.testing.assert_array_equal(as_unit_mask(mask, (2, 3), 4), flat)
+        found = as_unit_mask(mask, (2, 3), 4)
+        assert found.grid == (2, 3)
+        np.testing.assert_array_equal(found.hidden, flat)
+        np.testing.assert_array_equal(found.visible_units, [1, 3])
+        np.testing.assert_array_equal(found.hidden_units, [0, 2, 4, 5])
+        assert as_unit_mask(found, (2, 3), 4) is found
 
 
 @pytest.mark.parametrize(
@@ -83,3 +88,9 @@ def test_as_unit_mask_accepts_all_forms():
 def test_as_unit_mask_refuses(mask, error, message):
     with pytest.raises(error, match=message):
         as_unit_mask(mask, (2, 3), 4)
+
+
+def test_a_mask_for_another_grid_is_refused():
+    mask = UnitMask((2, 3), np.arange(6) > 2)
+    with pytest.raises(ValueError, match='for 2 x 3 mask units, the image has 3 x 2'):
+        as_unit_mask(mask, (3, 2))

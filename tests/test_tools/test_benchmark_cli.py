@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from greenmim_mm.benchmark import candidates
+from greenmim_mm.archs import SWIN_ARCHS
+from greenmim_mm.benchmark import candidates, grouping, measure
 from greenmim_mm.benchmark.candidates import Candidate, GreenMIMStep, mae, simmim
-from greenmim_mm.models.green_swin import ARCHS
 
 REPO = Path(__file__).resolve().parents[2]
 MINI = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
@@ -54,8 +54,7 @@ def mini_table(monkeypatch):
         Candidate('mae', 'Mini', 'MAE mini', mae, MINI_VIT, **peer),
     ]
     monkeypatch.setattr(candidates, 'CANDIDATES', table)
-    monkeypatch.setattr(tool, 'CANDIDATES', table)
-    monkeypatch.setitem(ARCHS, 'mini', MINI)
+    monkeypatch.setitem(SWIN_ARCHS, 'mini', MINI)
     return table
 
 
@@ -169,7 +168,7 @@ def test_a_batch_that_does_not_fit_is_a_row(mini_table, capsys):
 
 
 def test_a_real_allocation_that_fails_is_a_row(mini_table, monkeypatch, capsys):
-    monkeypatch.setattr(tool, 'available_memory', lambda: 100 << 20)
+    monkeypatch.setattr(measure, 'available_memory', lambda: 100 << 20)
     mini_table[:] = [tiny('one'), tiny('two')]
     assert tool.main(['--repeats', '1', '--batch', '100000']) == 0
     notes = [row['note'] for row in rows(capsys.readouterr().out).values()]
@@ -202,10 +201,10 @@ def test_an_interrupt_prints_what_was_measured(mini_table, tmp_path, capsys):
 
 
 def test_an_interrupt_before_anything_prints_no_table(monkeypatch, capsys):
-    def interrupt(*args):
+    def interrupt(**options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tool.grouping, 'run', interrupt)
+    monkeypatch.setattr(grouping, 'run', interrupt)
     assert tool.main(['grouping']) == 130
     assert '- command:' in capsys.readouterr().out
 
@@ -218,7 +217,7 @@ def test_an_interrupt_before_anything_prints_no_table(monkeypatch, capsys):
         (['--repeats', '-1'], "'-1' is not a positive whole number"),
         (['--repeats', 'many'], "'many' is not a positive whole number"),
         (['--threads', '1.5'], "'1.5' is not a positive whole number"),
-        (['--device', 'tpu'], "'tpu' is neither cpu nor cuda"),
+        (['--device', 'tpu'], "invalid choice: 'tpu'"),
         (['--find-batch'], '--find-batch needs --device cuda'),
         (['grouping', '--pixels', '100'], 'image of 100x100 pixels'),
         (['grouping', '--mask-ratio', '1'], 'mask_ratio=1.0 must lie strictly between 0 and 1'),

@@ -16,8 +16,9 @@ from mmengine.logging import HistoryBuffer
 from timm.models.vision_transformer import VisionTransformer
 from torchvision.models import resnet18
 
-from greenmim_mm.checkpoint import VerificationError, convert_state_dict, file_conversion
+from greenmim_mm.checkpoint import convert_state_dict, spelling
 from greenmim_mm.models import GreenMIMPretrainDecoder, GreenSwin
+from greenmim_mm.verification import VerificationError
 
 REPO = Path(__file__).resolve().parents[2]
 ARCH = dict(embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2))
@@ -88,6 +89,7 @@ def test_converts(capsys, tmp_path, src, weights, target):
     assert ('pre-training decoder' in out) != keep_all
     assert 'left out of the file: meta, message_hub, optimizer, param_schedulers' in out
     assert f'wrote {dst}' in out
+    assert f"build it with: dict(type='{target}." in out and f"checkpoint='{dst}'" in out
 
 
 def test_authors_file(capsys, tmp_path, src, weights):
@@ -209,7 +211,7 @@ def test_other_network_is_exit_code_1(capsys, tmp_path, monkeypatch, src):
     def differs(*args):
         raise VerificationError('this is not the same network')
 
-    monkeypatch.setattr(file_conversion, 'verify_network', differs)
+    monkeypatch.setattr(tool, 'verify_network', differs)
     dst = tmp_path / 'swin.pth'
     message = refusal(capsys, src, dst, '--to', 'timm', '--verify', code=1)
     assert 'not the same network' in message
@@ -245,7 +247,7 @@ def test_windows_and_dtype(capsys, tmp_path, src, window, expected):
 def test_inspect(capsys, tmp_path, src):
     tool.main(['inspect', str(src)])
     out = capsys.readouterr().out
-    for text in ('greenmim_mm', 'GreenMIM pre-training', 'sha256', 'message_hub', 'epoch'):
+    for text in ('greenmim_mm', 'GreenMIM pre-training', 'sha256', 'message_hub', 'epoch', 'dict('):
         assert text in out
     (tmp_path / 'x.pth').write_text('hello')
     assert 'no checkpoint' in refusal(capsys, 'inspect', tmp_path / 'x.pth')
@@ -265,7 +267,7 @@ def test_missing_library(capsys, tmp_path, monkeypatch, src):
     def missing(*args):
         raise ImportError('--verify needs the package timm')
 
-    monkeypatch.setattr(file_conversion, 'verify_network', missing)
+    monkeypatch.setattr(tool, 'verify_network', missing)
     message = refusal(capsys, src, tmp_path / 'x.pth', '--to', 'timm', '--verify')
     assert 'needs the package timm' in message
 
@@ -313,7 +315,7 @@ def test_signals_leave_nothing_behind(capsys, tmp_path, monkeypatch, src, number
     def interrupted(*args):
         os.kill(os.getpid(), getattr(signal, number))
 
-    monkeypatch.setattr(file_conversion, 'verify_network', interrupted)
+    monkeypatch.setattr(tool, 'verify_network', interrupted)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as exit_info:
         tool.main([str(src), str(tmp_path / 'x.pth'), '--to', 'timm', '--verify'])
@@ -326,13 +328,13 @@ def test_signals_leave_nothing_behind(capsys, tmp_path, monkeypatch, src, number
 @pytest.mark.usefixtures('usual_signals')
 def test_nohup_is_respected(tmp_path, monkeypatch, src):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    finite = file_conversion.check_finite
+    finite = spelling.check_finite
 
     def hung_up(*args):
         os.kill(os.getpid(), signal.SIGHUP)
         finite(*args)
 
-    monkeypatch.setattr(file_conversion, 'check_finite', hung_up)
+    monkeypatch.setattr(spelling, 'check_finite', hung_up)
     tool.main([str(src), str(tmp_path / 'x.pth'), '--to', 'timm'])
     assert (tmp_path / 'x.pth').is_file()
 
@@ -342,7 +344,7 @@ def test_too_little_memory(capsys, tmp_path, monkeypatch, src, error):
     def fails(*args):
         raise error
 
-    monkeypatch.setattr(file_conversion, 'verify_network', fails)
+    monkeypatch.setattr(tool, 'verify_network', fails)
     message = refusal(capsys, src, tmp_path / 'x.pth', '--to', 'timm', '--verify')
     assert 'out of memory' in message
 

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import time
@@ -20,11 +21,14 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import TRANSFORMS, DefaultScope
 from mmengine.visualization import Visualizer
 
+from greenmim_mm.cli import runs
+from greenmim_mm.cli.errors import UserError
+from greenmim_mm.cli.train import make_parser
 from greenmim_mm.datasets import DataError, UnreadableImageError, check_dataset
 from greenmim_mm.models import GreenMIM
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ROOT / 'configs/greenmim/greenmim_swin-tiny-w7_1xb128-amp-coslr-100e_custom.py'
+TINY = ROOT / 'configs/custom/greenmim_swin-tiny-w7_1xb128-amp-coslr-100e_custom.py'
 BASE = ROOT / 'configs/greenmim/greenmim_swin-base-w7_8xb256-amp-coslr-200e_in1k.py'
 DETECTOR = ROOT / 'configs/mask_rcnn/mask-rcnn_greenmim-swin-base-w7_fpn_amp-ms-crop-3x_coco.py'
 MMPRETRAIN = 'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py'
@@ -119,11 +123,15 @@ def refused(tool, capsys, *args: object) -> str:
     return lines[0]
 
 
-def losses(work_dir: Path) -> list[float]:
-    """Losses of the last run in a work dir, iteration by iteration."""
+def scalars(work_dir: Path) -> list[dict]:
+    """What the last run in a work dir has logged, iteration by iteration."""
     path = max(work_dir.glob('*/vis_data/scalars.json'))
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    return [record['loss'] for record in records]
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def losses(work_dir: Path) -> list[float]:
+    """Losses of the last run in a work dir."""
+    return [record['loss'] for record in scalars(work_dir)]
 
 
 def test_resumed_run_equals_the_uninterrupted_one(tools, small_config, tmp_path, monkeypatch):
@@ -149,7 +157,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tools, small_config, tmp_path,
                 f'train_cfg.max_epochs={epochs}',
             ]
         )
-        return losses(tmp_path / work_dir), [mask.tolist() for mask in masks]
+        return losses(tmp_path / work_dir), [mask.hidden.tolist() for mask in masks]
 
     whole, whole_masks = run('whole', 3)
     assert len(whole) == len(whole_masks) == 6
@@ -208,16 +216,15 @@ def test_unreadable_image_is_named(content, tmp_path):
     assert '\n' not in str(error_info.value)
 
 
-def test_mmcvs_error_about_an_image_ends_in_one_line(tools, capsys):
+def test_mmcvs_error_about_an_image_ends_in_one_line(capsys):
     """mmdet's recipes load with mmcv's transform; other assertions are no user's fault."""
-    common = tools('_common')
     parser = argparse.ArgumentParser(prog='train.py')
     text = 'Caught AssertionError in a worker.\nAssertionError: failed to load image: a.jpg'
-    with pytest.raises(SystemExit) as exit_info, common.errors_in_one_line(parser):
+    with pytest.raises(SystemExit) as exit_info, runs.errors_of_runs(parser):
         raise AssertionError(text)
     assert exit_info.value.code == 2
     assert capsys.readouterr().err == 'train.py: error: failed to load image: a.jpg\n'
-    with pytest.raises(AssertionError), common.errors_in_one_line(parser):
+    with pytest.raises(AssertionError), runs.errors_of_runs(parser):
         raise AssertionError('another')
 
 
@@ -304,40 +311,134 @@ def test_data_that_is_not_ours_to_judge(images, tmp_path):
 
 def test_mixed_precision_without_gpu(tools, capsys, small_config, monkeypatch):
     train = tools('train')
-    monkeypatch.setattr(sys.modules['_common'], 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(runs, 'get_device', lambda: 'cpu')
     line = refused(train, capsys, small_config, '--amp')
     assert '--cfg-options optim_wrapper.type=OptimWrapper' in line
 
 
-def test_missing_pretrained_checkpoint(tools, monkeypatch, tmp_path):
-    common = tools('_common')
+def test_missing_pretrained_checkpoint(monkeypatch, tmp_path):
     cfg = Config.fromfile(DETECTOR)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(common.UsageError) as error_info:
-        common.check_pretrained(cfg.model)
+    with pytest.raises(UserError) as error_info:
+        runs.check_pretrained(cfg.model)
     message = str(error_info.value)
     assert 'epoch_200.pth does not exist' in message
     assert 'model.backbone.init_cfg.checkpoint=PATH' in message
-    common.check_pretrained(Config.fromfile(common.find_config(MMDET)).model)  # a URL
+    runs.check_pretrained(Config.fromfile(runs.find_config(MMDET)).model)  # a URL
 
 
 def test_auto_scale_lr(tools, capsys, small_config, tmp_path):
-    train = tools('train')
     args = [str(small_config), f'--work-dir={tmp_path}', '--auto-scale-lr']
-    cfg = train.prepare(train.parse_args(args)[1])
+    cfg = runs.training_config(make_parser().parse_args(args))
     assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=128)
-    line = refused(train, capsys, *args, '--cfg-options', 'auto_scale_lr=None')
+    line = refused(tools('train'), capsys, *args, '--cfg-options', 'auto_scale_lr=None')
     assert '--cfg-options auto_scale_lr.base_batch_size=N' in line
+
+
+@pytest.mark.parametrize('counts', [1, 4])
+def test_learning_rate_is_scaled_to_the_batch_of_an_update(tools, small_config, tmp_path, counts):
+    """mmengine counts the 2 images of a step, not the steps that an update accumulates."""
+    tools('train').main(
+        [
+            *(str(small_config), f'--work-dir={tmp_path / "run"}', '--auto-scale-lr'),
+            *('--cfg-options', 'train_cfg.max_epochs=1', 'param_scheduler=None'),
+            *('auto_scale_lr.base_batch_size=16', f'optim_wrapper.accumulative_counts={counts}'),
+        ]
+    )
+    (record, _) = scalars(tmp_path / 'run')
+    assert record['lr'] == pytest.approx(1e-3 * 2 * counts / 16)
+    # Read again, the stored config must not be scaled twice.
+    stored = Config.fromfile(tmp_path / 'run' / 'small.py')
+    assert stored.auto_scale_lr.base_batch_size == 16
+
+
+def test_strategies_do_not_count_accumulated_steps(tmp_path):
+    cfg = Config(
+        dict(
+            strategy=dict(type='DeepSpeedStrategy', gradient_accumulation_steps=2),
+            auto_scale_lr=dict(enable=True, base_batch_size=8),
+        )
+    )
+    with pytest.raises(UserError, match='--auto-scale-lr: with strategy=DeepSpeedStrategy'):
+        runs.check_accumulation(cfg)
+    cfg.strategy.gradient_accumulation_steps = 1
+    runs.check_accumulation(cfg)
+
+
+def test_finished_run_says_so(tools, small_config, tmp_path, capsys, monkeypatch):
+    """Without data, and without building anything; epochs and iterations alike."""
+    work_dir = tmp_path / 'run'
+    work_dir.mkdir()
+    checkpoint = work_dir / 'epoch_3.pth'
+    torch.save(dict(meta=dict(epoch=3, iter=6), state_dict=dict(x=torch.ones(3))), checkpoint)
+    (work_dir / 'last_checkpoint').write_text(str(checkpoint))
+    train = tools('train')
+    monkeypatch.setattr(runs, 'build_runner', lambda cfg: pytest.fail('starts again'))
+
+    def run(*options, resume=('--resume',)):
+        options = ('train_dataloader.dataset.data_root=nowhere', *options)
+        args = [small_config, f'--work-dir={work_dir}', *resume, '--cfg-options', *options]
+        train.main([str(arg) for arg in args])
+        return capsys.readouterr().out
+
+    for resume in (('--resume',), ('--resume', checkpoint)):
+        told = run('train_cfg.max_epochs=3', resume=resume)
+        assert told.startswith(f'{checkpoint} is finished (epoch 3 of 3)')
+        assert 'raise train_cfg.max_epochs' in told
+    told = run('train_cfg._delete_=True', 'train_cfg.by_epoch=False', 'train_cfg.max_iters=5')
+    assert '(iter 6 of 5)' in told
+    # One that can go on gets as far as its data.
+    assert 'data folder nowhere' in refused(
+        *(train, capsys, small_config, f'--work-dir={work_dir}', '--resume', '--cfg-options'),
+        *('train_dataloader.dataset.data_root=nowhere', 'train_cfg.max_epochs=4'),
+    )
+    # Whatever else is wrong with a checkpoint is the runner's to say.
+    checkpoint.write_bytes(b'no checkpoint')
+    cfg = Config(dict(resume=True, work_dir=str(work_dir), train_cfg=dict(max_epochs=3)))
+    assert runs.finished(cfg) == ''
+
+
+def test_processes_without_gpus(small_config, tmp_path):
+    """The launcher, on CPUs: two processes meet by gloo and train one model."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    # No GPU shows, and each process has a thread, as torch wants it.
+    env = dict(os.environ, PYTHON=sys.executable, MASTER_PORT=str(port), CUDA_VISIBLE_DEVICES='')
+    result = subprocess.run(
+        [
+            *('bash', ROOT / 'tools/dist_train.sh', small_config, '2'),
+            *(f'--work-dir={tmp_path / "run"}', '--cfg-options', 'train_cfg.max_epochs=1'),
+        ],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(losses(tmp_path / 'run')) == 1  # 4 images, 2 processes with 2 each
+    assert (tmp_path / 'run' / 'epoch_1.pth').exists()
+
+
+def test_launchers_that_need_gpus(monkeypatch):
+    monkeypatch.setattr(runs, 'is_distributed', lambda: False)
+    monkeypatch.setattr(runs, 'get_device', lambda: 'cpu')
+    with pytest.raises(UserError, match='--launcher slurm needs GPUs.*tools/dist_train.sh'):
+        runs.build_runner(Config(dict(launcher='slurm')))
+    monkeypatch.setattr(runs, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setenv('LOCAL_RANK', '2')
+    with pytest.raises(UserError, match='process 2 of this machine has no GPU: start 2'):
+        runs.build_runner(Config(dict(launcher='pytorch')))
 
 
 @pytest.mark.parametrize(
     'name, scope', [(MMPRETRAIN, 'mmpretrain'), (MMDET, 'mmdet'), (str(TINY), 'mmpretrain')]
 )
-def test_config_of_another_package(tools, name, scope, monkeypatch):
-    train = tools('train')
+def test_config_of_another_package(name, scope, monkeypatch):
     monkeypatch.delenv('LOCAL_RANK', raising=False)
-    args = train.parse_args([name, '--local_rank=3', '--cfg-options', 'val_dataloader=None'])[1]
-    cfg = train.load_config(args)
+    args = [name, '--local_rank=3', '--cfg-options', 'val_dataloader=None']
+    cfg = runs.load_config(make_parser().parse_args(args))
     assert cfg.default_scope == scope
     assert cfg.work_dir == f'work_dirs/{Path(name).stem}'
     # Only mmpretrain's data sets return what default_collate takes.

@@ -2,10 +2,10 @@
 runner_type = 'FlexibleRunner'
 
 strategy = dict(
-    type='greenmim_mm.models.sharding.FSDPStrategy',
+    type='greenmim_mm.engine.strategies.FSDPStrategy',
     model_wrapper=dict(
         type='MMFullyShardedDataParallel',
-        auto_wrap_policy='greenmim_mm.models.sharding.wrap_swin_blocks',
+        auto_wrap_policy='greenmim_mm.engine.strategies.wrap_swin_blocks',
         # Weight decay goes by the parameters' own names.
         use_orig_params=True,
     ),

@@ -1,0 +1,55 @@
+"""The options that training and testing share."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from .errors import Parser
+
+
+class ConfigOptions(argparse.Action):
+    """mmengine's ``DictAction``, imported when the option is used: ``--help`` needs no torch."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Sequence[str],
+        option_string: str | None = None,
+    ) -> None:
+        """Add ``KEY=VALUE`` pairs to those of the option's earlier uses."""
+        from mmengine.config import DictAction
+
+        if bare := [value for value in values if '=' not in value]:
+            parser.error(f'{option_string} {bare[0]!r}: give KEY=VALUE')
+        options: dict[str, Any] = dict(getattr(namespace, self.dest) or {})
+        DictAction(self.option_strings, self.dest)(parser, namespace, values, option_string)
+        setattr(namespace, self.dest, options | getattr(namespace, self.dest))
+
+
+def run_parser(prog: str | None, description: str) -> Parser:
+    """Parser of a command that runs a config."""
+    parser = Parser(prog=prog, description=description)
+    parser.add_argument(
+        'config', metavar='CONFIG', help="config file, or 'mmdet::...' / 'mmpretrain::...'"
+    )
+    parser.add_argument(
+        '--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)'
+    )
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=ConfigOptions,
+        metavar='KEY=VALUE',
+        help='settings to change in the config, e.g. train_dataloader.batch_size=64',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what started the processes of a distributed run',
+    )
+    # Older launchers of PyTorch pass it, newer ones set LOCAL_RANK.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser

@@ -1,0 +1,1 @@
+"""What training has that mmengine, mmpretrain and mmdet do not."""
