@@ -4,12 +4,12 @@ Example:
     python tools/make_demo_data.py data/demo
 """
 
-import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from greenmim_mm.cli.errors import Parser, errors_in_one_line
 from greenmim_mm.demo.data import DemoDataConfig, build_demo_data
 
 _HELP = {
@@ -22,16 +22,9 @@ _HELP = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong; ``--help`` has the rest."""
-
-    def error(self, message: str) -> None:
-        self.exit(2, f'{self.prog}: error: {message}\n')
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the tool; bad input ends it with exit code 2 and one line on stderr."""
-    parser = _Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument('dst', metavar='DST', type=Path, help='folder to make')
     for field in fields(DemoDataConfig):
         parser.add_argument(
@@ -44,14 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     logging.basicConfig(level=logging.INFO, format='%(message)s')
-    try:
+    with errors_in_one_line(parser, ValueError, OSError, ImportError):
         config = DemoDataConfig(**{f.name: getattr(args, f.name) for f in fields(DemoDataConfig)})
-    except ValueError as error:
-        parser.error(str(error))
-    try:
         build_demo_data(args.dst, config, overwrite=args.overwrite)
-    except (OSError, ImportError) as error:
-        parser.error(str(error))
 
 
 if __name__ == '__main__':

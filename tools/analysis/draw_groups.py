@@ -6,13 +6,13 @@ Example:
     python tools/analysis/draw_groups.py docs/images/group_window_attention.png
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 
+from greenmim_mm.cli.errors import Parser
 from greenmim_mm.demo.data import DemoDataConfig, draw_scene
 from greenmim_mm.demo.scenes import PHOTOGRAPHS, load_digit_pools, load_photographs
 from greenmim_mm.ops import grouped_plan, mask_generator, random_mask, visible_tokens, window_grid
@@ -32,7 +32,7 @@ UNUSED = 0.93  # grey of what is hidden or left empty
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the tool."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument('path', type=Path, metavar='PNG', help='file to write')
     args = parser.parse_args(argv)
     if not args.path.parent.is_dir():

@@ -9,7 +9,6 @@ Example:
     python tools/analysis/evidence.py report
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -24,10 +23,12 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 from study.design import METHODS, STARTS, Cell, Study, StudyError, cells
 from study.results import Busy, Places, read_result
 
+from greenmim_mm.cli.errors import Parser, errors_in_one_line
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the tool; bad input ends it with exit code 2 and one line on stderr."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__.splitlines()[0],
         epilog='Missing cells are computed by "run", the most telling first; several of them may '
         'run at once, each takes cells that no other works at.',
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = {field.name: getattr(args, field.name) for field in fields(Places)}
     places = Places(**{name: path.resolve() for name, path in given.items() if path})
     study = Study()
-    try:
+    with errors_in_one_line(parser, StudyError, codes={Busy: 3}):
         if args.command in ('pretrain', 'probe', 'detect'):
             names = {field.name for field in fields(Cell)} & set(vars(args))
             cell = Cell(args.command, **{name: getattr(args, name) for name in names})
@@ -85,10 +86,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(write_report(study, places))
             for path in draw_pictures(study, places, places.results.parent / 'images'):
                 print(path)
-    except Busy as error:
-        parser.exit(3, f'{parser.prog}: {error}\n')
-    except StudyError as error:
-        parser.exit(2, f'{parser.prog}: error: {error}\n')
 
 
 def _compute(study: Study, places: Places, cell: Cell, dev: bool) -> None:
