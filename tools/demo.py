@@ -4,17 +4,18 @@ Example:
     python tools/demo.py --quick --model swinv2
 """
 
-import argparse
 import shutil
 from collections.abc import Sequence
 
+from greenmim_mm.cli.errors import Parser
 from greenmim_mm.demo.report import write_report
-from greenmim_mm.demo.road import FULL, NETWORKS, QUICK, ROOT, StepError, run_road
+from greenmim_mm.demo.road import FULL, NETWORKS, QUICK, ROOT, run_road
+from greenmim_mm.demo.running import StepError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the tool; a failed step ends it with exit code 1, bad input with 2."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument('--quick', action='store_true', help='the same road, on very little data')
     parser.add_argument(
         '--model', choices=tuple(NETWORKS), default='swin', help='network (default: swin)'

@@ -1,15 +1,15 @@
-"""Builds the demo's data: handwritten digits over photographs, with nothing downloaded.
+"""Builds the demo's data: handwritten digits over calm backgrounds, with nothing downloaded.
 
 Example:
     python tools/make_demo_data.py data/demo
 """
 
-import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from greenmim_mm.cli.errors import Parser, errors_in_one_line
 from greenmim_mm.demo.data import DemoDataConfig, build_demo_data
 
 _HELP = {
@@ -17,13 +17,14 @@ _HELP = {
     'num_unlabelled': 'images for pre-training',
     'num_train': 'annotated training images',
     'num_val': 'annotated validation images',
+    'num_dev': 'annotated images for choices, 0 for none',
     'seed': 'seed of the composition',
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the tool; bad input ends it with exit code 2 and one line on stderr."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument('dst', metavar='DST', type=Path, help='folder to make')
     for field in fields(DemoDataConfig):
         parser.add_argument(
@@ -36,14 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     logging.basicConfig(level=logging.INFO, format='%(message)s')
-    try:
+    with errors_in_one_line(parser, ValueError, OSError, ImportError):
         config = DemoDataConfig(**{f.name: getattr(args, f.name) for f in fields(DemoDataConfig)})
-    except ValueError as error:
-        parser.error(str(error))
-    try:
         build_demo_data(args.dst, config, overwrite=args.overwrite)
-    except (OSError, ImportError) as error:
-        parser.error(str(error))
 
 
 if __name__ == '__main__':

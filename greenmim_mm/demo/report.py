@@ -16,7 +16,8 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .road import Outcome, Scale, steps
+from .road import Network, Scale, steps
+from .running import Outcome
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402 - the backend comes first
@@ -95,7 +96,12 @@ def write_report(scale: Scale, outcomes: Mapping[str, Outcome], root: Path) -> P
         for name in ('pretrain', *(f'detect_{run}' for run in RUNS))
     }
     draw_losses(losses, folder / 'losses.png')
-    draw_detections(folder, annotations, folder / 'detections.png')
+    draw_detections(
+        annotations,
+        folder / 'data/coco/val',
+        {title: folder / f'test_{run}/val.segm.json' for run, title in RUNS.items()},
+        folder / 'detections.png',
+    )
     text = _page(scale, outcomes, precision, losses)
     temporary = folder / 'report.md.tmp'
     temporary.write_text(text, encoding='utf-8')
@@ -124,13 +130,19 @@ def draw_losses(losses: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path)
 
 
 def draw_detections(
-    folder: Path, annotations: Path, path: Path, count: int = 4, threshold: float = 0.5
+    annotations: Path,
+    images: Path,
+    found: Mapping[str, Path],
+    path: Path,
+    count: int = 4,
+    threshold: float = 0.5,
 ) -> None:
-    """Validation images with the truth and what each detector finds, a row each.
+    """Images with the truth and what each detector finds, a row an image.
 
     Args:
-        folder: The demo's folder.
-        annotations: COCO file of the validation images.
+        annotations: COCO file of the images.
+        images: Folder of the images.
+        found: By title, the COCO results file of a detector, with masks.
         path: PNG to write.
         count: Images to draw, the first ones.
         threshold: Least score of a detection that is drawn.
@@ -138,52 +150,52 @@ def draw_detections(
     with redirect_stdout(StringIO()):
         truth = COCO(str(annotations))
     names = {entry['id']: entry['name'] for entry in truth.dataset['categories']}
-    found = {
-        run: json.loads((folder / f'test_{run}/val.segm.json').read_text(encoding='utf-8'))
-        for run in RUNS
+    detections = {
+        title: json.loads(file.read_text(encoding='utf-8')) for title, file in found.items()
     }
-    images = truth.dataset['images'][:count]
-    columns = ['truth', *RUNS.values()]
+    chosen = truth.dataset['images'][:count]
     figure, grid = plt.subplots(
-        len(images),
-        len(columns),
-        figsize=(2.6 * len(columns), 2.6 * len(images)),
+        len(chosen),
+        1 + len(found),
+        figsize=(2.6 * (1 + len(found)), 2.6 * len(chosen)),
         layout='constrained',
         squeeze=False,
     )
-    for axes, title in zip(grid[0], columns, strict=True):
+    for axes, title in zip(grid[0], ['truth', *found], strict=True):
         axes.set_title(title)
-    for row, image in zip(grid, images, strict=True):
-        pixels = cv2.imread(str(folder / 'data/coco/val' / image['file_name']))[..., ::-1]
+    for row, image in zip(grid, chosen, strict=True):
+        pixels = cv2.imread(str(images / image['file_name']))[..., ::-1]
         objects = [truth.imgToAnns[image['id']]]
         objects += [
-            [
-                entry
-                for entry in found[run]
-                if entry['image_id'] == image['id'] and entry['score'] >= threshold
-            ]
-            for run in RUNS
+            [e for e in entries if e['image_id'] == image['id'] and e['score'] >= threshold]
+            for entries in detections.values()
         ]
         for axes, entries in zip(row, objects, strict=True):
-            axes.imshow(_overlay(pixels, entries, names, truth))
-            axes.set_axis_off()
-            for entry in entries:
-                left, top, _, _ = entry['bbox']
-                score = f' {entry["score"]:.2f}' if 'score' in entry else ''
-                axes.text(
-                    left,
-                    max(top - 2, 8),
-                    names[entry['category_id']] + score,
-                    color='white',
-                    fontsize=7,
-                    bbox=dict(
-                        facecolor=np.divide(_COLOURS[int(names[entry['category_id']])], 255),
-                        edgecolor='none',
-                        pad=1,
-                    ),
-                )
+            _draw_objects(axes, pixels, entries, names, truth)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def _draw_objects(
+    axes: plt.Axes, pixels: np.ndarray, entries: list[dict], names: dict, truth: COCO
+) -> None:
+    axes.imshow(_overlay(pixels, entries, names, truth))
+    axes.set_axis_off()
+    for entry in entries:
+        left, top, _, _ = entry['bbox']
+        score = f' {entry["score"]:.2f}' if 'score' in entry else ''
+        axes.text(
+            left,
+            max(top - 2, 8),
+            names[entry['category_id']] + score,
+            color='white',
+            fontsize=7,
+            bbox=dict(
+                facecolor=np.divide(_COLOURS[int(names[entry['category_id']])], 255),
+                edgecolor='none',
+                pad=1,
+            ),
+        )
 
 
 def _overlay(pixels: np.ndarray, entries: list[dict], names: dict, truth: COCO) -> np.ndarray:
@@ -211,7 +223,7 @@ def _page(
     lines = [
         '# What the demo showed',
         '',
-        f'A small {network.backbone} was pre-trained with GreenMIM for '
+        f'A small {network.backbone} {_beginning(network)} was pre-trained with GreenMIM for '
         f'{_epochs(scale.pretrain_epochs)} on {scale.num_unlabelled} unlabelled images. Its '
         f'weights went into a Mask R-CNN of mmdet with {network.detector}, trained for '
         f'{_epochs(scale.detect_epochs)} on {scale.num_train} annotated images; a second one '
@@ -241,9 +253,8 @@ def _page(
         '',
         '## Reconstructions',
         '',
-        'Validation images, which pre-training has not seen. Hidden parts are painted by the '
-        'network; colour and contrast of a painted unit are taken from the original, since the '
-        'network predicts normalised pixels.',
+        'Original, masked, painted back: validation images, which pre-training has not seen. What '
+        'is painted comes from the network alone.',
         '',
         '![original, masked, painted back](reconstruct/reconstructions.png)',
         '',
@@ -281,6 +292,16 @@ def _verdict(precision: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     else:
         verdict = 'Pre-training helped in part'
     return f'{verdict}: it changed {told}. This is one run with one seed.'
+
+
+def _beginning(network: Network) -> str:
+    """Where the pre-training's weights came from."""
+    if network.checkpoint is None:
+        return 'with random weights'
+    return (
+        f'that the study of docs/evidence.md had pre-trained before ({network.checkpoint}; longer '
+        'than a demo may take)'
+    )
 
 
 def _epochs(count: int) -> str:

@@ -1,4 +1,5 @@
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -13,10 +14,13 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from greenmim_mm.demo import data as demo
+from greenmim_mm.demo import scenes
 from greenmim_mm.demo.data import DemoDataConfig, build_demo_data
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = DemoDataConfig(image_size=96, num_unlabelled=12, num_train=16, num_val=12, seed=3)
+CONFIG = DemoDataConfig(
+    image_size=96, num_unlabelled=16, num_train=20, num_val=16, seed=3, num_dev=12
+)
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -40,6 +44,7 @@ def test_layout(built):
         ('unlabelled', dst / 'unlabelled', CONFIG.num_unlabelled),
         ('train', dst / 'coco/train', CONFIG.num_train),
         ('val', dst / 'coco/val', CONFIG.num_val),
+        ('dev', dst / 'coco/dev', CONFIG.num_dev),
     ):
         files = sorted(folder.iterdir())
         assert [file.suffix for file in files] == ['.jpg'] * count
@@ -49,7 +54,7 @@ def test_layout(built):
     assert os.stat(dst).st_mode == os.stat(dst / 'coco').st_mode  # not private to its owner
 
 
-@pytest.mark.parametrize('part', ['train', 'val'])
+@pytest.mark.parametrize('part', ['train', 'val', 'dev'])
 def test_annotations_agree_with_their_masks(built, part):
     dst, summary = built
     coco = COCO(dst / f'coco/annotations/instances_{part}.json')
@@ -57,12 +62,12 @@ def test_annotations_agree_with_their_masks(built, part):
     assert coco.dataset['info']['description'] and coco.dataset['licenses']
     assert len(coco.anns) == len(coco.dataset['annotations']) == summary.num_instances[part]
 
-    pool = demo.load_digit_pools()[part]
+    pool = scenes.load_digit_pools()[part]
     labels = dict(zip(pool.indices.tolist(), pool.labels.tolist(), strict=True))
     for image_id, image in coco.imgs.items():
         assert (dst / 'coco' / part / image['file_name']).is_file()
         annotations = coco.imgToAnns[image_id]
-        assert 2 <= len(annotations) <= 6
+        assert 1 <= len(annotations) <= 3
         claimed = np.zeros((image['height'], image['width']), int)
         for annotation in annotations:
             segmentation = annotation['segmentation']
@@ -80,17 +85,19 @@ def test_annotations_agree_with_their_masks(built, part):
 
 def test_splits_share_no_digit_and_no_photograph(built):
     dst, summary = built
-    pools = demo.load_digit_pools()
-    assert not set(pools['train'].indices) & set(pools['val'].indices)
-    assert len(pools['train'].indices) + len(pools['val'].indices) == 1797
-    assert not set(demo.PHOTOGRAPHS['train']) & set(demo.PHOTOGRAPHS['val'])
+    pools = scenes.load_digit_pools()
+    assert sum(len(pool.indices) for pool in pools.values()) == 1797
+    for one, other in itertools.combinations(pools, 2):
+        assert not set(pools[one].indices) & set(pools[other].indices)
+        assert not set(scenes.PHOTOGRAPHS[one]) & set(scenes.PHOTOGRAPHS[other])
 
     # The files must obey, not only the tables.
     parts = json.loads((dst / 'meta.json').read_text())['parts']
     for name in ('photographs', 'digit_indices'):
         used = {part: set(parts[part][name]) for part in demo.PARTS}
         assert used['val'] and not used['val'] & (used['train'] | used['unlabelled'])
-    for part in ('train', 'val'):
+        assert used['dev'] and not used['dev'] & (used['train'] | used['unlabelled'] | used['val'])
+    for part in ('train', 'val', 'dev'):
         coco = json.loads((dst / f'coco/annotations/instances_{part}.json').read_text())
         assert {image['photograph'] for image in coco['images']} == set(parts[part]['photographs'])
         used = {annotation['digit_index'] for annotation in coco['annotations']}
@@ -98,23 +105,10 @@ def test_splits_share_no_digit_and_no_photograph(built):
         assert summary.photographs[part] == parts[part]['photographs']
 
 
-def test_every_digit_and_photograph_may_be_drawn():
-    for pool in demo.load_digit_pools().values():
-        assert set(pool.labels.tolist()) == set(range(10))
-    for names in demo.PHOTOGRAPHS.values():
-        for photo in demo.load_photographs(names).values():
-            assert photo.dtype == np.uint8 and photo.ndim == 3 and photo.shape[2] == 3
-
-
-def test_photograph_that_is_not_installed_is_named():
-    with pytest.raises(FileNotFoundError, match='nebula.png.*pip install'):
-        demo.load_photographs(['nebula.png'])
-
-
-def test_missing_digits_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
-    with pytest.raises(ImportError, match='pip install scikit-learn'):
-        demo.load_digit_pools()
+def test_part_for_choices_is_left_out_unless_asked_for(tmp_path):
+    summary = build_demo_data(tmp_path / 'data', DemoDataConfig(96, 1, 1, 1))
+    assert set(summary.num_images) == {'unlabelled', 'train', 'val'}
+    assert not (tmp_path / 'data/coco/dev').exists()
 
 
 def test_same_seed_same_bytes(built, tmp_path):
@@ -145,77 +139,6 @@ def test_parts_differ_although_they_draw_from_the_same_digits(built):
     names = [f'{index + 1:06d}.jpg' for index in range(CONFIG.num_unlabelled)]
     for name in names:
         assert (dst / 'unlabelled' / name).read_bytes() != (dst / 'coco/train' / name).read_bytes()
-
-
-def test_masks_lie_where_the_image_shows_the_digit():
-    pool = demo.load_digit_pools()['train']
-    photo = demo.load_photographs(['grass.png'])['grass.png']
-    for seed in range(10):
-        image, instances = demo.compose_scene(np.random.default_rng(seed), pool, photo, 192)
-        for instance in instances:
-            # A digit has one colour, save for the soft pixel at its outline.
-            inner = cv2.erode(instance.mask.astype(np.uint8), np.ones((5, 5))) > 0
-            colour = np.median(image[instance.mask], axis=0)
-            same = np.abs(image - colour).max(axis=-1) <= 2
-            assert same[inner].mean() > 0.95
-            outside = cv2.dilate(instance.mask.astype(np.uint8), np.ones((5, 5))) == 0
-            assert same[outside].mean() < 0.01
-        for position, upper in enumerate(instances):
-            with_rim = cv2.dilate(upper.mask.astype(np.uint8), np.ones((3, 3))) > 0
-            for lower in instances[:position]:
-                assert not (lower.mask & with_rim).any()
-
-
-def test_digits_contrast_with_their_surroundings():
-    pool, photos = demo.load_digit_pools()['train'], demo.PHOTOGRAPHS['train']
-    contrasts = []
-    for seed, photo in enumerate(demo.load_photographs(photos).values()):
-        image, instances = demo.compose_scene(np.random.default_rng(seed), pool, photo, 192)
-        lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
-        background = ~np.any([instance.mask for instance in instances], axis=0)
-        for instance in instances:
-            near = cv2.dilate(instance.mask.astype(np.uint8), np.ones((25, 25))) > 0
-            around = lab[near & background].mean(axis=0)
-            contrasts.append(np.linalg.norm(lab[instance.mask].mean(axis=0) - around))
-    assert min(contrasts) > 20 and np.mean(contrasts) > 50  # 2 is about just noticeable
-
-
-def test_earlier_digits_stay_visible(monkeypatch):
-    pool = demo.load_digit_pools()['train']
-    photo = demo.load_photographs(['coffee.png'])['coffee.png']
-    areas = []
-    render = demo.render_digit
-
-    def spy(*args, **kwargs):
-        opacity = render(*args, **kwargs)
-        areas.append((opacity > 0.5).sum())
-        return opacity
-
-    monkeypatch.setattr(demo, 'render_digit', spy)
-    shares = []
-    for seed in range(40):
-        areas.clear()
-        _, instances = demo.compose_scene(np.random.default_rng(seed), pool, photo, 96)
-        assert len(instances) == len(areas)  # none was left out in these scenes
-        shares += [i.mask.sum() / area for i, area in zip(instances, areas, strict=True)]
-    assert min(shares) >= demo.MIN_VISIBLE
-    assert np.mean(np.array(shares) < 0.98) > 0.1  # occlusion does occur
-
-
-@pytest.mark.parametrize('height', [14, 28, 72, 150])
-@pytest.mark.parametrize('angle', [-15, 0, 15])
-def test_rendered_digit_has_its_height_and_is_crisp(height, angle):
-    pool = demo.load_digit_pools()['train']
-    for glyph in pool.glyphs[:20]:
-        opacity = demo.render_digit(glyph, height, angle, 1.0)
-        assert opacity.dtype == np.float32 and 0 <= opacity.min() <= opacity.max() <= 1
-        inside = opacity > 0.5
-        assert all(side.any() for side in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
-        if angle == 0:
-            assert abs(opacity.shape[0] - height) <= 1 + height / 64  # a pixel of the field
-        edge = (opacity > 0.1) & (opacity < 0.9)
-        outline = inside & (cv2.erode(inside.astype(np.uint8), np.ones((3, 3))) == 0)
-        assert edge.sum() < 2.5 * outline.sum()
 
 
 def test_existing_destination_is_refused_and_kept(built):
@@ -294,6 +217,7 @@ def test_failed_swap_restores_the_earlier_build(tmp_path, monkeypatch):
         ('num_unlabelled', 0, r'num_unlabelled must be at least 1, got 0; ask'),
         ('num_train', -1, r'num_train must be at least 1, got -1; ask'),
         ('num_val', 0, r'num_val must be at least 1, got 0; ask'),
+        ('num_dev', -1, r'num_dev must be at least 0, got -1; use'),
         ('seed', -1, r'seed must be at least 0, got -1; use'),
     ],
 )
@@ -345,7 +269,8 @@ def test_tool_ends_with_2_on_bad_input(tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit) as exit_:
         load_tool().main(arguments)
     assert exit_.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 def test_tool_as_a_program(tmp_path):

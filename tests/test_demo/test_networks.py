@@ -27,7 +27,7 @@ def no_traces_of_the_runner():
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('demo') / 'data'
-    build_demo_data(folder, DemoDataConfig(160, num_unlabelled=2, num_train=2, num_val=1))
+    build_demo_data(folder, DemoDataConfig(128, num_unlabelled=2, num_train=2, num_val=1))
     return folder
 
 

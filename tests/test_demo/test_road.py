@@ -1,6 +1,7 @@
 """The demo's road: skipping, resuming, failing; and the whole of it on very little data."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from greenmim_mm.demo import road
 from greenmim_mm.demo.report import average_precision, read_losses
-from greenmim_mm.demo.road import FULL, NETWORKS, QUICK, ROOT, Step, StepError, run_road, steps
+from greenmim_mm.demo.road import FULL, NETWORKS, QUICK, ROOT, steps
+from greenmim_mm.demo.running import Step, StepError, run_steps
 
 SCRIPT = """
 import pathlib, sys
@@ -26,31 +27,28 @@ print('Epoch(train) [1][10/20]  lr: 1.0  data_time: 0.1  loss: 0.5')
 
 
 @pytest.fixture
-def small_road(tmp_path, monkeypatch):
-    """Two steps; the second reads the first and can resume."""
+def small_road(tmp_path):
+    """Two steps; the second reads the first and a file, and can resume."""
     (tmp_path / 'tool.py').write_text(SCRIPT)
+    (tmp_path / 'recipe').write_text('fast')
     texts = {'first': 'one', 'second': 'two'}
-
-    def make(scale):
-        return [
-            Step('first', 'do one', ('tool.py', 'out/first', texts['first']), ('result',)),
-            Step(
-                'second',
-                'do two',
-                ('tool.py', 'out/second', texts['second']),
-                ('result',),
-                ('first',),
-                resumes=True,
-            ),
-        ]
-
-    monkeypatch.setattr(road, 'steps', make)
-    scale = road.Scale('out', 1, 1, 1, 1, 1)
     said = []
 
     def run():
         said.clear()
-        return run_road(scale, said.append, tmp_path)
+        road = [
+            Step('first', 'do one', f'tool.py out/first {texts["first"]}', ('result',)),
+            Step(
+                'second',
+                'do two',
+                f'tool.py out/second {texts["second"]}',
+                ('result',),
+                ('first',),
+                ('recipe',),
+                resumes=True,
+            ),
+        ]
+        return run_steps(road, tmp_path / 'out', said.append, tmp_path)
 
     return tmp_path / 'out', texts, said, run
 
@@ -70,6 +68,14 @@ def test_changed_command_is_done_anew_with_all_that_follows(small_road):
     texts['first'] = 'three'
     assert all(outcome.fresh for outcome in run().values())
     assert (folder / 'first/result').read_text() == 'three'
+
+
+def test_changed_file_is_read_anew(small_road):
+    folder, _, _, run = small_road
+    run()
+    (folder.parent / 'recipe').write_text('slow')
+    outcomes = run()
+    assert not outcomes['first'].fresh and outcomes['second'].fresh
 
 
 def test_lost_result_is_made_again(small_road):
@@ -110,8 +116,10 @@ def test_every_step_of_the_road_reads_earlier_steps(model):
     done = set()
     for step in steps(QUICK.with_model(model)):
         assert set(step.inputs) <= done
-        assert (ROOT / step.command[0]).is_file()
-        assert all((ROOT / config).is_file() for config in step.configs)
+        words = shlex.split(step.command)
+        assert (ROOT / words[0]).is_file()
+        assert all((ROOT / file).is_file() for file in step.files)
+        assert {word for word in words if word.startswith('configs/')} <= set(step.files)
         done.add(step.name)
 
 
@@ -119,9 +127,7 @@ def test_networks_share_nothing_but_the_road():
     roads = {model: steps(QUICK.with_model(model)) for model in NETWORKS}
     assert [step.name for step in roads['swin']] == [step.name for step in roads['swinv2']]
     for step in roads['swinv2']:
-        assert not any('work_dirs/demo_quick' in argument for argument in step.command)
-        # Those of the other network are inherited.
-        assert not step.configs or len(step.configs) == 2
+        assert 'work_dirs/demo_quick' not in step.command
     folders = [scale.with_model(model).folder for scale in (FULL, QUICK) for model in NETWORKS]
     names = ('demo', 'demo_swinv2', 'demo_quick', 'demo_swinv2_quick')
     assert folders == [f'work_dirs/{name}' for name in names]

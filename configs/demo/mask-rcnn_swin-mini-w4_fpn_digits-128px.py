@@ -4,32 +4,37 @@ _base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', 'mmdet::_base_/default_ru
 
 data_root = 'work_dirs/demo/data/coco/'
 classes = tuple('0123456789')
-max_epochs = 5
+max_epochs = 48
 
 model = dict(
     data_preprocessor=dict(pad_size_divisor=32),
     backbone=dict(
         _delete_=True,
         type='SwinTransformer',
-        embed_dims=48,
+        embed_dims=24,
         depths=(2, 2, 4, 2),
-        num_heads=(2, 4, 8, 16),
-        window_size=5,
+        num_heads=(1, 2, 4, 8),
+        window_size=4,
         drop_path_rate=0.0,
     ),
-    neck=dict(in_channels=[48, 96, 192, 384], out_channels=64, num_outs=4),
+    # Digits are 54 to 92 pixels high: maps of stride 8 and up are fine enough.
+    neck=dict(in_channels=[24, 48, 96, 192], out_channels=64, start_level=1, num_outs=3),
     rpn_head=dict(
         in_channels=64,
         feat_channels=64,
-        anchor_generator=dict(strides=[4, 8, 16, 32], ratios=[1.0, 1.6], scales=[8]),
+        anchor_generator=dict(strides=[8, 16, 32], ratios=[1.0, 1.6], scales=[8]),
     ),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=1)),
+        bbox_roi_extractor=dict(
+            out_channels=64, featmap_strides=[8, 16, 32], roi_layer=dict(sampling_ratio=1)
+        ),
         # Boxes and masks of all digits are found alike: far fewer examples are needed.
         bbox_head=dict(
             in_channels=64, fc_out_channels=256, num_classes=10, reg_class_agnostic=True
         ),
-        mask_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=1)),
+        mask_roi_extractor=dict(
+            out_channels=64, featmap_strides=[8, 16, 32], roi_layer=dict(sampling_ratio=1)
+        ),
         mask_head=dict(
             in_channels=64,
             conv_out_channels=64,
@@ -39,13 +44,13 @@ model = dict(
         ),
     ),
     train_cfg=dict(
-        rpn=dict(sampler=dict(num=128)),
-        rpn_proposal=dict(nms_pre=500, max_per_img=200),
-        rcnn=dict(sampler=dict(num=64)),
+        rpn=dict(sampler=dict(num=64)),
+        rpn_proposal=dict(nms_pre=200, max_per_img=64),
+        rcnn=dict(sampler=dict(num=24)),
     ),
     test_cfg=dict(
-        rpn=dict(nms_pre=300, max_per_img=100),
-        rcnn=dict(max_per_img=30),
+        rpn=dict(nms_pre=200, max_per_img=50),
+        rcnn=dict(max_per_img=20),
     ),
 )
 
@@ -57,14 +62,14 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(160, 160)),  # tells the scale factor that evaluation needs
+    dict(type='Resize', scale=(128, 128)),  # tells the scale factor that evaluation needs
     dict(
         type='PackDetInputs',
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
     ),
 ]
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=8,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
@@ -111,7 +116,7 @@ optim_wrapper = dict(
     ),
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(
         type='CosineAnnealingLR',
         eta_min=1e-5,

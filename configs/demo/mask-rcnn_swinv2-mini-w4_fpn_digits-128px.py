@@ -1,18 +1,18 @@
 # As the demo's detector that it inherits, with Swin V2, which mmdet has not.
-_base_ = './mask-rcnn_swin-mini-w5_fpn_digits-160px.py'
+_base_ = './mask-rcnn_swin-mini-w4_fpn_digits-128px.py'
 
 model = dict(
     backbone=dict(
         _delete_=True,
         type='greenmim_mm.GreenSwinV2',
         arch=dict(
-            embed_dims=48,
+            embed_dims=24,
             depths=(2, 2, 4, 2),
-            num_heads=(2, 4, 8, 16),
+            num_heads=(1, 2, 4, 8),
             extra_norm_every_n_blocks=0,
         ),
-        img_size=160,
-        window_size=5,
+        img_size=128,
+        window_size=4,
         drop_path_rate=0.0,
         out_indices=(0, 1, 2, 3),
         pad_small_map=True,

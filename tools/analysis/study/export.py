@@ -1,0 +1,45 @@
+"""The small checkpoint that the demo starts from."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from .design import Cell, Study, StudyError, version
+from .pretrain import milestone_path
+from .results import ROOT, Places, read_result
+
+DEMO_CHECKPOINT = ROOT / 'configs/demo/greenmim_swin-mini-w4_digits-128px.pth'
+
+
+def export(study: Study, places: Places, path: Path = DEMO_CHECKPOINT) -> str:
+    """Write the weights of the study's first GreenMIM pre-training in half precision.
+
+    Returns:
+        The file's SHA-256.
+
+    Raises:
+        StudyError: If that pre-training is not finished, or its weights are not on this machine.
+    """
+    cell = Cell('pretrain', 'greenmim', study.detect.pretrained_seed)
+    result = read_result(places, study, cell)
+    source = milestone_path(study, places, cell.start, cell.seed, study.pretrain.steps[cell.start])
+    if result is None or not source.exists():
+        raise StudyError(f'{cell.name} is not finished here; run it first')
+    weights = torch.load(source, weights_only=True)['state_dict']
+    halves = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in weights.items()
+    }
+    meta = dict(
+        study=version(study, cell),
+        command=f'python tools/analysis/evidence.py pretrain --start greenmim --seed {cell.seed}',
+        **{name: result[name] for name in ('steps', 'images', 'minutes', 'held_out')},
+    )
+    temporary = path.with_suffix('.tmp')
+    try:
+        torch.save(dict(state_dict=halves, meta=meta), temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
