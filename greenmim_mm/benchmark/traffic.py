@@ -56,7 +56,10 @@ _UNDIVIDED = 'decoder'
 # Results that no kernel writes, beside those that the schema says are views.
 _FREE = {'_unsafe_view', 'empty', 'empty_like', 'empty_strided', 'new_empty', 'new_empty_strided'}
 # In-place operators that do not look at what they replace.
-_OVERWRITING = {'copy_', 'fill_', 'zero_', 'normal_', 'uniform_', 'bernoulli_', 'random_'}
+_OVERWRITING = {
+    *('copy_', 'index_copy_', 'fill_', 'zero_'),
+    *('normal_', 'uniform_', 'bernoulli_', 'random_'),
+}
 # Operators that read no more of their first tensor than they write.
 _GATHERING = {'index_select', 'index', 'gather', 'embedding'}
 

@@ -175,7 +175,7 @@ class _Recomputed(torch.autograd.Function):
         grad_out = grad_out.unflatten(2, (groups, size))
         grad_table = None
         if ctx.needs_input_grad[1]:
-            grad_table = bias_table.new_zeros(bias_table.shape[::-1])
+            grad_table = bias_table.new_zeros(bias_table.shape)
 
         parts = []
         for run, bias_index, blocked in plan.parts(ctx.groups_at_a_time):
@@ -186,14 +186,13 @@ class _Recomputed(torch.autograd.Function):
             if grad_table is not None:
                 shared = len(bias_index) == 1
                 grad_bias = grad_score.sum((0, 2) if shared else 0, dtype=bias_table.dtype)
-                grad_table.index_add_(1, bias_index.flatten(), grad_bias.view(heads, -1))
+                grad_table.index_add_(0, bias_index.flatten(), grad_bias.view(heads, -1).t())
         grads = _joined(parts, dim=3).transpose(0, 1)
         # An unused slot meets unused slots alone, and nobody reads its output: no gradient.
         grad_qkv = _from_slots(grads, plan.slot)
         if plan.padding is not None:
             row = _from_slots(grads, plan.padding).sum(1, keepdim=True)
             grad_qkv = torch.cat([grad_qkv, row], dim=1)
-        grad_table = None if grad_table is None else grad_table.t()
         return grad_qkv, grad_table, None, *[None] * len(tensors)
 
 

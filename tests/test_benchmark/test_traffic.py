@@ -59,6 +59,7 @@ def test_softmax():
     [
         (lambda x, y: x.add_(y), 'add_', 80, 40),  # in place: read and written
         (lambda x, y: x.copy_(y), 'copy_', 40, 40),  # what it replaces is not read
+        (lambda x, y: x.index_copy_(0, torch.arange(5), y), 'index_copy_', 40 + 10, 40),
         (lambda x, y: x.zero_(), 'zero_', 0, 40),
         (lambda x, y: torch.add(x, x, out=y), 'add', 40, 40),  # x is read once
         (lambda x, y: torch.mm(x, x.t()), 'mm', 40, 25),  # and so is its transpose
