@@ -4,6 +4,7 @@ Commands:
   pretrain   steps of GreenMIM, SimMIM and MAE (default)
   grouping   how the time to plan a step grows with the image
   dense      GreenSwin in a detector against mmdet's Swin
+  traffic    arithmetic, bytes moved and operators launched in a step, counted and not timed
 
 A table in Markdown goes to stdout, progress to stderr. Candidates of a group take turns; medians
 are printed with the least and the greatest value. Candidates whose package is missing, or whose
@@ -16,9 +17,11 @@ Examples:
   python tools/benchmark.py --device cuda --amp --batch 128 --find-batch
   python tools/benchmark.py grouping --pixels 224 1024
   python tools/benchmark.py dense --arch base --size 800x1216
+  python tools/benchmark.py traffic --models '*-base*' --roofline H100 A100
 """
 
 import argparse
+import math
 import re
 import shlex
 import sys
@@ -30,7 +33,7 @@ from functools import partial
 from greenmim_mm.archs import SWIN_ARCHS
 from greenmim_mm.cli.errors import Parser, errors_in_one_line
 
-COMMANDS = ('pretrain', 'grouping', 'dense')
+COMMANDS = ('pretrain', 'grouping', 'dense', 'traffic')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Not above: `--help` is quick without.
     import torch
 
-    from greenmim_mm.benchmark import grouping, measure, report
+    from greenmim_mm.benchmark import grouping, measure, report, traffic
     from greenmim_mm.fileio import check_destination
 
     args.device = torch.device(args.device)
@@ -68,12 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             run(results=results, log=_log)
     except KeyboardInterrupt:
         interrupted = True
-        for result in results:
+        for result in results if 'repeats' in args else ():
             if not result.failure and len(result.seconds) < args.repeats:
                 result.failure = f'interrupted after {len(result.seconds)} of {args.repeats} rounds'
     command = shlex.join(['tools/benchmark.py', *argv])
     facts = report.environment(command, args.device, 'bf16 autocast' if args.amp else 'fp32')
-    tables = grouping.tables if args.command == 'grouping' else report.tables
+    tables = {'grouping': grouping.tables, 'traffic': traffic.tables}.get(
+        args.command, report.tables
+    )
     print(report.header(facts), tables(results), sep='\n\n')
     if args.json:
         entries = [asdict(result) for result in results]
@@ -85,7 +90,7 @@ def _plan(args: argparse.Namespace) -> Callable:
     """Check the options of a command, and make what measures, given ``results`` and ``log``."""
     import torch
 
-    from greenmim_mm.benchmark import candidates, dense, grouping, measure, pretrain
+    from greenmim_mm.benchmark import candidates, dense, grouping, measure, pretrain, traffic
     from greenmim_mm.ops import check_mask_ratio, unit_grid
 
     if args.device.type == 'cuda' and not torch.cuda.is_available():
@@ -96,6 +101,12 @@ def _plan(args: argparse.Namespace) -> Callable:
             unit_grid(side, side)
         names = ('pixels', 'window', 'mask_ratio', 'repeats', 'table_limit')
         return partial(grouping.run, **{name: getattr(args, name) for name in names})
+    if args.command == 'traffic':
+        changes = dict(peak=args.peak, bandwidth=args.bandwidth, launch=args.launch)
+        devices = [traffic.device(name, **changes) for name in args.roofline]
+        selected = candidates.select(args.models)
+        options = dict(batch=args.batch, devices=devices, amp=args.amp)
+        return partial(traffic.run, candidates=selected, **options)
     # Several steps in a row let CUDA's queue hide the planning of the next one, as in training.
     steps = args.steps or (10 if args.device.type == 'cuda' else 1)
     settings = measure.Settings(args.device, args.repeats, args.warmup, steps, args.amp)
@@ -117,10 +128,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest='command', metavar='COMMAND')
 
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument('--repeats', type=_positive, default=5, help='rounds (default: 5)')
     common.add_argument('--json', metavar='PATH', help='file to write the figures to as well')
     common.add_argument('--force', action='store_true', help='replace PATH if it exists')
     common.set_defaults(device='cpu', amp=False, threads=None)
+
+    rounds = argparse.ArgumentParser(add_help=False)
+    rounds.add_argument('--repeats', type=_positive, default=5, help='rounds (default: 5)')
 
     models = argparse.ArgumentParser(add_help=False)
     models.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='default: cpu')
@@ -131,12 +144,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     models.add_argument('--threads', type=_positive, help="default: PyTorch's choice")
 
-    command = commands.add_parser('pretrain', parents=[common, models], help='the default')
-    command.add_argument(
+    selection = argparse.ArgumentParser(add_help=False)
+    selection.add_argument(
         '--models',
         nargs='+',
         metavar='NAME',
         help="names or patterns such as '*-base*'; '?' lists all (default: all)",
+    )
+
+    command = commands.add_parser(
+        'pretrain', parents=[selection, rounds, common, models], help='the default'
     )
     command.add_argument(
         '--batch', type=_positive, help='default: 8, Swin-L 4; on CUDA 32 times as many'
@@ -145,7 +162,9 @@ def _parser() -> argparse.ArgumentParser:
         '--find-batch', action='store_true', help='find the largest batch that fits on CUDA'
     )
 
-    command = commands.add_parser('grouping', parents=[common], help='planning, on one core')
+    command = commands.add_parser(
+        'grouping', parents=[rounds, common], help='planning, on one core'
+    )
     command.add_argument(
         '--pixels', type=_positive, nargs='+', default=[224, 448, 672, 1024], help='image sides'
     )
@@ -159,13 +178,31 @@ def _parser() -> argparse.ArgumentParser:
         help='largest side for which the slow table-filling knapsack is run (default: 1024)',
     )
 
-    command = commands.add_parser('dense', parents=[common, models], help='in a detector')
+    command = commands.add_parser('dense', parents=[rounds, common, models], help='in a detector')
     command.add_argument('--arch', choices=list(SWIN_ARCHS), default='tiny', help='default: tiny')
     command.add_argument(
         '--size', type=_size, default='800x1216', metavar='HxW', help='default: 800x1216'
     )
     command.add_argument('--window', type=_positive, default=7, help='default: 7')
     command.add_argument('--batch', type=_positive, default=1, help='default: 1')
+
+    command = commands.add_parser(
+        'traffic', parents=[selection, common], help='counted, with estimates for GPUs'
+    )
+    command.add_argument('--batch', type=_positive, default=256, help='default: 256')
+    command.add_argument('--amp', action='store_true', help='bf16 autocast (default: fp32)')
+    command.add_argument(
+        '--roofline',
+        nargs='+',
+        default=['H100', 'A100', 'RTX4090'],
+        metavar='DEVICE',
+        help='estimate times in bf16 for these (default: H100 A100 RTX4090)',
+    )
+    command.add_argument('--peak', type=_number, help='TFLOP/s, instead of the data sheet')
+    command.add_argument('--bandwidth', type=_number, help='TB/s, instead of the data sheet')
+    command.add_argument(
+        '--launch', type=_number, help='least microseconds of an operator (default: 4)'
+    )
     return parser
 
 
@@ -173,6 +210,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is not a positive whole number')
     return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a positive number')
+    return number
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -72,25 +72,24 @@ def _best_backend() -> str:
 
 def _plain_attention(qkv, bias_table, plan, groups_at_a_time, kernel) -> Tensor:
     """Attention by one of the kernels below, as autograd sees it."""
-    q, k, v = _to_slots(qkv, bias_table.shape[1], plan).permute(3, 0, 1, 4, 2, 5)
+    slots = _to_slots(qkv, bias_table.shape[1], plan)
     outs = []
-    for run, bias_index, blocked in plan.parts(groups_at_a_time):
-        outs.append(kernel(q[:, run], k[:, run], v[:, run], bias_table, bias_index, blocked))
-    out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
-    return out.transpose(2, 3).flatten(3).flatten(1, 2).index_select(1, plan.slot)
+    for run, *pairs in plan.parts(groups_at_a_time):
+        outs.append(kernel(*slots[:, :, :, run], bias_table, *pairs))
+    return _from_slots(_joined(outs, dim=2), plan.slot)
 
 
 def _math(q, k, v, bias_table, bias_index, blocked) -> Tensor:
-    """``(B, G, heads, g, d)`` queries, keys and values to outputs of that shape."""
+    """``(B, heads, G, g, d)`` queries, keys and values to outputs of that shape."""
     score = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
     weight = (score + _additive_bias(bias_table, bias_index, blocked)).softmax(-1)
     return weight.to(v.dtype) @ v
 
 
 def _sdpa(q, k, v, bias_table, bias_index, blocked) -> Tensor:
-    """As :func:`_math`; kernels take four dimensions, here groups and heads are one."""
+    """As :func:`_math`; kernels take four dimensions, here heads and groups are one."""
     bias = _additive_bias(bias_table.to(q.dtype), bias_index, blocked)
-    bias = bias.expand(q.shape[1], -1, -1, -1).flatten(0, 1)[None]
+    bias = bias.expand(-1, q.shape[2], -1, -1).flatten(0, 1)[None]
     out = F.scaled_dot_product_attention(*(x.flatten(1, 2) for x in (q, k, v)), attn_mask=bias)
     return out.view(q.shape)
 
@@ -98,14 +97,14 @@ def _sdpa(q, k, v, bias_table, bias_index, blocked) -> Tensor:
 def _reference(q, k, v, bias_table, bias_index, blocked) -> Tensor:
     """The definition: one softmax for each query over the keys of its window."""
     out = torch.zeros_like(v)
-    for group in range(q.shape[1]):
+    for group in range(q.shape[2]):
         index = bias_index[group % len(bias_index)]
         for query in range(q.shape[3]):
             keys = slice(None) if blocked is None else ~blocked[group, query]
-            score = torch.einsum('bhd,bhkd->bhk', q[:, group, :, query], k[:, group, :, keys])
+            score = torch.einsum('bhd,bhkd->bhk', q[:, :, group, query], k[:, :, group, keys])
             score = score * q.shape[-1] ** -0.5 + bias_table[index[query, keys]].t()
             weight = score.softmax(dim=-1)
-            out[:, group, :, query] = torch.einsum('bhk,bhkd->bhd', weight, v[:, group, :, keys])
+            out[:, :, group, query] = torch.einsum('bhk,bhkd->bhd', weight, v[:, :, group, keys])
     return out
 
 
@@ -113,18 +112,28 @@ _PLAIN = {'sdpa': _sdpa, 'math': _math, 'reference': _reference}
 
 
 def _to_slots(qkv: Tensor, heads: int, plan: AttentionPlan) -> Tensor:
-    """``(B, N or N + 1, 3 * C)`` tokens to ``(B, G, g, 3, heads, d)`` slots."""
-    slots = qkv.index_select(1, plan.token)
-    return slots.unflatten(1, plan.window.shape).unflatten(3, (3, heads, -1))
+    """``(B, N or N + 1, 3 * C)`` tokens to ``(3, B, heads, G, g, d)`` slots.
+
+    This is what batched products want, and one pass over the tokens makes it.
+    """
+    tokens = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    return tokens.index_select(3, plan.token).unflatten(3, plan.window.shape)
+
+
+def _from_slots(slots: Tensor, slot: Tensor) -> Tensor:
+    """``(B, ..., heads, G, g, d)`` slots to ``(B, N, ... * heads * d)`` tokens, in one pass."""
+    slots = slots.flatten(-3, -2).movedim(-2, 1)
+    return slots.index_select(1, slot).flatten(2)
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
 
 def _additive_bias(bias_table: Tensor, bias_index: Tensor, blocked: Tensor | None) -> Tensor:
-    """``(P or G, heads, g, g)``: the position's bias, minus infinity between windows."""
-    bias = bias_table.t().index_select(1, bias_index.flatten())
-    bias = bias.view(-1, *bias_index.shape).transpose(0, 1)
-    if blocked is not None:
-        bias = bias.masked_fill(blocked[:, None], float('-inf'))
-    return bias
+    """``(heads, P or G, g, g)``: the position's bias, minus infinity between windows."""
+    bias = bias_table.t().index_select(1, bias_index.flatten()).view(-1, *bias_index.shape)
+    return bias if blocked is None else bias.masked_fill(blocked, float('-inf'))
 
 
 class _Recomputed(torch.autograd.Function):
@@ -142,11 +151,9 @@ class _Recomputed(torch.autograd.Function):
         slots = _to_slots(qkv, heads, plan)
         outs = []
         for run, *pairs in plan.parts(groups_at_a_time):
-            _, _, v, weight = _weights(slots[:, run], bias_table, *pairs)
-            out = torch.bmm(weight, v).view(len(qkv), -1, heads, *v.shape[1:])
-            outs.append(out.transpose(2, 3).reshape(len(qkv), -1, qkv.shape[2] // 3))
-        out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
-        return out.index_select(1, plan.slot)
+            _, _, v, weight = _weights(slots[:, :, :, run], bias_table, *pairs)
+            outs.append(torch.bmm(weight, v).view(len(qkv), heads, -1, *v.shape[1:]))
+        return _from_slots(_joined(outs, dim=2), plan.slot)
 
     @staticmethod
     def backward(ctx, grad):
@@ -163,46 +170,43 @@ class _Recomputed(torch.autograd.Function):
         groups, size = plan.window.shape
         slots = _to_slots(qkv, heads, plan)
         # Slots without a token have no output, hence no gradient.
-        grad_out = grad.new_zeros(batch, groups * size, width // 3)
-        grad_out.index_copy_(1, plan.slot, grad)
-        grad_out = grad_out.view(batch, groups, size, heads, -1).transpose(2, 3)
+        grad_out = grad.new_zeros(batch, heads, groups * size, width // (3 * heads))
+        grad_out.index_copy_(2, plan.slot, grad.unflatten(2, (heads, -1)).transpose(1, 2))
+        grad_out = grad_out.unflatten(2, (groups, size))
         grad_table = None
         if ctx.needs_input_grad[1]:
-            grad_table = bias_table.new_zeros(bias_table.shape[::-1])
+            grad_table = bias_table.new_zeros(bias_table.shape)
 
         parts = []
         for run, bias_index, blocked in plan.parts(ctx.groups_at_a_time):
             grads, grad_score = _slot_gradients(
-                slots[:, run], grad_out[:, run], bias_table, bias_index, blocked
+                slots[:, :, :, run], grad_out[:, :, run], bias_table, bias_index, blocked
             )
             parts.append(grads)
             if grad_table is not None:
                 shared = len(bias_index) == 1
-                grad_bias = grad_score.sum((0, 1) if shared else 0, dtype=bias_table.dtype)
-                grad_bias = grad_bias.view(-1, heads, size * size).transpose(0, 1)
-                grad_table.index_add_(1, bias_index.flatten(), grad_bias.reshape(heads, -1))
-        grads = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+                grad_bias = grad_score.sum((0, 2) if shared else 0, dtype=bias_table.dtype)
+                grad_table.index_add_(0, bias_index.flatten(), grad_bias.view(heads, -1).t())
+        grads = _joined(parts, dim=3).transpose(0, 1)
         # An unused slot meets unused slots alone, and nobody reads its output: no gradient.
-        grad_qkv = grads.index_select(1, plan.slot)
+        grad_qkv = _from_slots(grads, plan.slot)
         if plan.padding is not None:
-            row = grads.index_select(1, plan.padding).sum(1, keepdim=True)
+            row = _from_slots(grads, plan.padding).sum(1, keepdim=True)
             grad_qkv = torch.cat([grad_qkv, row], dim=1)
-        grad_table = None if grad_table is None else grad_table.t()
         return grad_qkv, grad_table, None, *[None] * len(tensors)
 
 
 def _weights(
     slots: Tensor, bias_table: Tensor, bias_index: Tensor, blocked: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries, keys, values ``(B * G * heads, g, d)`` and attention ``(..., g, g)``.
+    """Queries, keys, values ``(B * heads * G, g, d)`` and attention ``(..., g, g)``.
 
-    ``slots`` is ``(B, G, g, 3, heads, d)``.
+    ``slots`` is ``(3, B, heads, G, g, d)``.
     """
-    batch, groups, size, _, heads, width = slots.shape
-    slots = slots.permute(3, 0, 1, 4, 2, 5)
-    q, k, v = slots.reshape(3, batch * groups * heads, size, -1)
+    _, *batch, size, width = slots.shape
+    q, k, v = slots.reshape(3, -1, size, width)
     bias = _additive_bias(bias_table.to(slots.dtype), bias_index, blocked)
-    score = bias.new_empty(batch, groups, heads, size, size).copy_(bias).view(-1, size, size)
+    score = bias.new_empty(*batch, size, size).copy_(bias).view(-1, size, size)
     # With out= rather than in place: FLOP counters know this one.
     torch.baddbmm(score, q, k.transpose(1, 2), alpha=width**-0.5, out=score)
     # Half precision is too coarse for the sum of a softmax.
@@ -218,11 +222,11 @@ def _slot_gradients(
     bias_index: Tensor,
     blocked: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the slots ``(B, G * g, 3 * C)`` and of the scores ``(B, G, heads, g, g)``.
+    """Gradients of the slots, in their shape, and of the scores ``(B, heads, G, g, g)``.
 
-    ``slots`` is ``(B, G, g, 3, heads, d)``, ``grad_out`` is ``(B, G, heads, g, d)``.
+    ``slots`` is ``(3, B, heads, G, g, d)``, ``grad_out`` is ``(B, heads, G, g, d)``.
     """
-    batch, groups, size, _, heads, width = slots.shape
+    *_, size, width = slots.shape
     q, k, v, weight = _weights(slots, bias_table, bias_index, blocked)
     grad_out = grad_out.reshape(v.shape)
     grads = slots.new_empty(3, *v.shape)
@@ -232,6 +236,4 @@ def _slot_gradients(
     scale = width**-0.5
     torch.baddbmm(grads[0], grad_score, k, beta=0, alpha=scale, out=grads[0])
     torch.baddbmm(grads[1], grad_score.transpose(1, 2), q, beta=0, alpha=scale, out=grads[1])
-    grads = grads.view(3, batch, groups, heads, size, -1).permute(1, 2, 4, 0, 3, 5)
-    grads = grads.reshape(batch, groups * size, -1)
-    return grads, grad_score.view(batch, groups, heads, size, size)
+    return grads.view(slots.shape), grad_score.view(*slots.shape[1:-1], size)

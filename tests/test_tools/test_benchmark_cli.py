@@ -142,6 +142,26 @@ def test_dense_end_to_end(capsys):
     assert table['mmdet.SwinTransformer']['first row is faster by'].endswith('x')
 
 
+def test_traffic_end_to_end(tmp_path, capsys):
+    path = tmp_path / 'figures.json'
+    argv = ['traffic', '--batch', '64', '--roofline', 'A100', '--json', str(path)]
+    assert tool.main(argv) == 0
+    out = capsys.readouterr().out
+    table = rows(out)
+    ours, peer = table['GreenMIM mini'], table['SimMIM mini']
+    assert ours['bytes over the first row'] == '1.00x'
+    assert float(peer['bytes over the first row'].rstrip('x')) > 1
+    assert ours['estimate for A100, bf16'].endswith(' ms')
+    assert 'GreenMIM mini, by part and by operator:' in out
+
+    entry, *_ = json.loads(path.read_text())['results']
+    assert entry['total'] == [sum(column) for column in zip(*entry['parts'].values(), strict=True)]
+    assert tool.main([*argv[:-2], '--models', 'green', '--bandwidth', '0.0204']) == 0
+    slow = rows(capsys.readouterr().out)['GreenMIM mini']['estimate for A100, bf16']
+    before = entry['estimates']['A100'] * 1000
+    assert float(slow.removesuffix(' ms')) > 10 * before
+
+
 @pytest.mark.parametrize('command', ['pretrain', 'dense'])
 def test_missing_peers_are_listed(command, monkeypatch, capsys):
     monkeypatch.setattr(candidates, 'find_spec', lambda name: None)
@@ -221,6 +241,9 @@ def test_an_interrupt_before_anything_prints_no_table(monkeypatch, capsys):
         (['--find-batch'], '--find-batch needs --device cuda'),
         (['grouping', '--pixels', '100'], 'image of 100x100 pixels'),
         (['grouping', '--mask-ratio', '1'], 'mask_ratio=1.0 must lie strictly between 0 and 1'),
+        (['traffic', '--roofline', 'TPU'], 'no device is named TPU; there are H100, A100, RTX4090'),
+        (['traffic', '--peak', '0'], "'0' is not a positive number"),
+        (['traffic', '--launch', 'fast'], "'fast' is not a positive number"),
         (['dense', '--size', '800'], "'800' is not a height and width such as 800x1216"),
         (['dense', '--arch', 'huge'], "invalid choice: 'huge'"),
         (['densest'], 'unrecognized arguments: densest'),

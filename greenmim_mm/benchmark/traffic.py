@@ -1,0 +1,441 @@
+"""What a step asks of a device: arithmetic, bytes moved, operators launched. Counted, not timed.
+
+A pre-training step runs forward and backward on fake tensors, which have shapes and no data, so
+that a large batch takes neither memory nor time. Every operator that reaches the dispatcher is one
+launch. It reads each of its tensors once and writes each result once, whatever caches may save or
+a kernel may read twice; views and allocations are free. Roofline times are estimates from these
+counts and the data sheet of a device.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import wraps
+from itertools import groupby
+from math import prod
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import flop_counter
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from .candidates import Candidate, missing
+from .report import cell, markdown
+
+# Methods of modules by the name of their class, and the part of the network that they compute.
+# Methods and not hooks: a module with a hook is called rather than fused. What the class of a
+# backbone computes itself, or a block, which is not listed, is the sum with the residual.
+PARTS: dict[str, dict[str, str]] = {
+    'GreenMIMStep': {'masked_loss': 'loss'},
+    'PeerStep': {'forward': 'loss'},
+    'GreenSwin': {'forward': 'residual', '_visible_input': 'embedding', 'plan': 'planning'},
+    'GreenSwinV2': {'forward': 'residual', '_visible_input': 'embedding', 'plan': 'planning'},
+    'SimMIMSwinTransformer': {'forward': 'residual'},
+    'SimMIMSwinTransformerV2': {'forward': 'residual'},
+    'MAEViT': {'forward': 'residual', 'random_masking': 'embedding'},
+    'PatchEmbed': {'forward': 'embedding', 'forward_patches': 'embedding'},
+    'WindowMSA': {'forward': 'attention', 'fused': 'attention'},
+    'WindowMSAV2': {'forward': 'attention', 'fused': 'attention'},
+    'ShiftWindowMSA': {'forward': 'attention'},
+    'MultiheadAttention': {'forward': 'attention'},
+    'FFN': {'forward': 'MLP', 'fused': 'MLP'},
+    'PatchMerging': {'forward': 'merging'},
+    'PatchMergingV2': {'forward': 'merging'},
+    'GreenMIMPretrainDecoder': {'forward': 'decoder'},
+    'SimMIMLinearDecoder': {'forward': 'decoder'},
+    'MAEPretrainDecoder': {'forward': 'decoder'},
+}
+# A decoder is one part whatever it is made of.
+_UNDIVIDED = 'decoder'
+
+# Results that no kernel writes, beside those that the schema says are views.
+_FREE = {'_unsafe_view', 'empty', 'empty_like', 'empty_strided', 'new_empty', 'new_empty_strided'}
+# In-place operators that do not look at what they replace.
+_OVERWRITING = {
+    *('copy_', 'index_copy_', 'fill_', 'zero_'),
+    *('normal_', 'uniform_', 'bernoulli_', 'random_'),
+}
+# Operators that read no more of their first tensor than they write.
+_GATHERING = {'index_select', 'index', 'gather', 'embedding'}
+
+
+class Launch(NamedTuple):
+    """One operator.
+
+    Attributes:
+        operator: Its name in ``torch.ops.aten``.
+        part: Part of the network.
+        flops: Floating-point operations, as ``torch.utils.flop_counter`` counts them.
+        read: Bytes of its distinct inputs.
+        written: Bytes of its distinct results.
+    """
+
+    operator: str
+    part: str
+    flops: int
+    read: int
+    written: int
+
+    @property
+    def moved(self) -> int:
+        """Bytes read and written."""
+        return self.read + self.written
+
+
+class Total(NamedTuple):
+    """Sums over launches: operations, bytes and their number."""
+
+    flops: int
+    moved: int
+    launches: int
+
+    @classmethod
+    def of(cls, launches: Iterable[Launch]) -> 'Total':
+        """Sums over any launches."""
+        launches = list(launches)
+        return cls(sum(x.flops for x in launches), sum(x.moved for x in launches), len(launches))
+
+
+class TrafficCounter(TorchDispatchMode):
+    """Records every launch inside the block.
+
+    Attributes:
+        launches: What was recorded, in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches: list[Launch] = []
+        self._part = ''
+        # From which number on nodes of the autograd graph belong to which part.
+        self._starts, self._parts = [0], ['']
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Run an operator and record it."""
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        moved = bytes_moved(func, args, kwargs, out)
+        if moved is not None:
+            name = func._overloadpacket.__name__
+            part = 'norm' if 'layer_norm' in name else self._current_part()
+            self.launches.append(Launch(name, part, _flops(func, args, kwargs, out), *moved))
+        return out
+
+    @contextmanager
+    def within(self, part: str) -> Iterator[None]:
+        """Launches of the block, and of its backward pass, belong to ``part``."""
+        before = self._part
+        self._enter(before if before == _UNDIVIDED else part)
+        try:
+            yield
+        finally:
+            self._enter(before)
+
+    def _enter(self, part: str) -> None:
+        self._part = part
+        self._starts.append(torch.autograd._get_sequence_nr())
+        self._parts.append(part)
+
+    def _current_part(self) -> str:
+        node = torch._C._current_autograd_node()
+        if self._part or node is None:
+            return self._part
+        return self._parts[bisect_right(self._starts, node._sequence_nr()) - 1]
+
+
+def bytes_moved(
+    func: torch._ops.OpOverload, args: Sequence, kwargs: dict[str, Any], out: Any
+) -> tuple[int, int] | None:
+    """Bytes that an operator reads and writes, or None where nothing is launched.
+
+    Args:
+        func: The operator.
+        args: Its positional arguments.
+        kwargs: Its named arguments.
+        out: Its result.
+    """
+    name, schema = func._overloadpacket.__name__, func._schema
+    aliases = [result.alias_info for result in schema.returns]
+    if name in _FREE or any(alias is not None and not alias.is_write for alias in aliases):
+        return None
+    read, written = {}, {_place(t): t for t in _tensors(out)}
+    for number, argument in enumerate(schema.arguments):
+        value = args[number] if number < len(args) else kwargs.get(argument.name)
+        places = {_place(tensor): tensor for tensor in _tensors(value)}
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            written |= places
+            if argument.is_out or name in _OVERWRITING:
+                continue
+        if number == 0 and kwargs.get('beta', 1) == 0:
+            continue  # not looked at: it may hold NaN
+        read |= places
+    if not written:
+        return None
+    bytes_read, bytes_written = (sum(map(_num_bytes, x.values())) for x in (read, written))
+    if name in _GATHERING:
+        source = _num_bytes(args[0])
+        bytes_read += min(source, bytes_written) - source
+    return bytes_read, bytes_written
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
+
+
+def _place(tensor: Tensor) -> tuple:
+    """Alike for a tensor and its transpose, which are the same bytes."""
+    where = tensor.untyped_storage()._cdata, tensor.storage_offset()
+    return *where, *sorted(zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    sides = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.element_size() * prod(1 if stride == 0 and n else n for n, stride in sides)
+
+
+def _flops(func: torch._ops.OpOverload, args: Sequence, kwargs: dict[str, Any], out: Any) -> int:
+    formula = flop_counter.flop_registry.get(func._overloadpacket)
+    kwargs = {name: value for name, value in kwargs.items() if name != 'out'}
+    return 0 if formula is None else formula(*args, **kwargs, out_val=out)
+
+
+@contextmanager
+def parts_marked(model: nn.Module, counter: TrafficCounter) -> Iterator[None]:
+    """Inside the block, methods of the model's classes tell the counter their part."""
+
+    def marked(method: Callable, part: str) -> Callable:
+        @wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with counter.within(part):
+                return method(*args, **kwargs)
+
+        return call
+
+    with ExitStack() as stack:
+        for kind in {type(module) for module in model.modules()}:
+            for name, part in PARTS.get(kind.__name__, {}).items():
+                if hasattr(kind, name):
+                    method = marked(getattr(kind, name), part)
+                    stack.enter_context(patch.object(kind, name, method))
+        yield
+
+
+def count_step(model: nn.Module, images: Sequence[int], amp: bool = False) -> list[Launch]:
+    """Launches of a forward and backward pass; nothing is computed.
+
+    Args:
+        model: As a :class:`.candidates.Candidate` builds it, on the CPU. Its parameters stay real:
+            fused layers want to know them. Gradients that it has are lost.
+        images: Shape ``(B, C, H, W)`` of a batch.
+        amp: Whether the forward pass runs under bf16 autocast, with the CPU's choice of operators.
+    """
+    counter = TrafficCounter()
+    # Tables that are kept between steps are made by a first step: one that were made of fake
+    # tensors would be of no use to anybody else.
+    image = torch.zeros(1, *images[1:])
+    with torch.no_grad():
+        model(image, model.draw(image))
+    # What depends on the mask's values is planned with numpy: real indices meet fake tokens.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        batch = torch.empty(*images)
+        drawn = model.draw(batch)
+        model.zero_grad()
+        with parts_marked(model, counter), counter:
+            with torch.autocast('cpu', torch.bfloat16, enabled=amp):
+                loss = model(batch, drawn)
+            loss.backward()
+    model.zero_grad()
+    return counter.launches
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a data sheet says of a device.
+
+    Attributes:
+        name: Its name.
+        peak: Floating-point operations a second of matrix products in bf16, dense.
+        bandwidth: Bytes a second between it and its memory.
+        launch: Seconds that an operator takes at least.
+    """
+
+    name: str
+    peak: float
+    bandwidth: float
+    launch: float = 4e-6
+
+    def seconds(self, launches: Iterable[Launch], scale: float) -> float:
+        """Estimate: each operator is as slow as its arithmetic, its bytes, or its launch.
+
+        Args:
+            launches: The operators.
+            scale: By what to multiply bytes; 0.5 for those of float32 where bf16 is meant.
+        """
+        return sum(
+            max(x.flops / self.peak, x.moved * scale / self.bandwidth, self.launch)
+            for x in launches
+        )
+
+
+DEVICES = (
+    Device('H100', 989e12, 3.35e12),  # SXM
+    Device('A100', 312e12, 2.04e12),  # SXM, 80 GB
+    Device('RTX4090', 165e12, 1.01e12),
+)
+
+
+def device(
+    name: str,
+    peak: float | None = None,
+    bandwidth: float | None = None,
+    launch: float | None = None,
+) -> Device:
+    """A device by its name, in any spelling.
+
+    Args:
+        name: One of :data:`DEVICES`.
+        peak: TFLOP/s in place of the data sheet's; None keeps it.
+        bandwidth: TB/s in place of the data sheet's.
+        launch: Microseconds that an operator takes at least.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    wanted = ''.join(filter(str.isalnum, name)).lower()
+    for known in DEVICES:
+        if known.name.lower() == wanted:
+            return Device(
+                known.name,
+                known.peak if peak is None else peak * 1e12,
+                known.bandwidth if bandwidth is None else bandwidth * 1e12,
+                known.launch if launch is None else launch * 1e-6,
+            )
+    names = ', '.join(known.name for known in DEVICES)
+    raise ValueError(f'--roofline: no device is named {name}; there are {names}')
+
+
+@dataclass
+class Result:
+    """What is known of one candidate.
+
+    Attributes:
+        name: Name on the command line.
+        label: What it is, for the table.
+        group: Candidates of one group stand in one table.
+        batch: Images of a step.
+        operators: Sums by operator.
+        parts: Sums by part of the network.
+        total: Sum over all.
+        estimates: Seconds of a step in bf16 by device, estimated.
+        failure: Why it was not counted.
+    """
+
+    name: str
+    label: str
+    group: str
+    batch: int
+    operators: dict[str, Total] = field(default_factory=dict)
+    parts: dict[str, Total] = field(default_factory=dict)
+    total: Total | None = None
+    estimates: dict[str, float] = field(default_factory=dict)
+    failure: str = ''
+
+
+def run(
+    candidates: Sequence[Candidate],
+    results: list[Result],
+    log: Callable[[str], None],
+    batch: int,
+    devices: Sequence[Device],
+    amp: bool = False,
+) -> None:
+    """Count the steps of candidates.
+
+    Args:
+        candidates: What to count, groups together.
+        results: Gets an entry for each candidate when it is counted.
+        log: Takes a line about the progress.
+        batch: Images of a step.
+        devices: For which times are estimated.
+        amp: As of :func:`count_step`.
+    """
+    for c in candidates:
+        result = Result(c.name, c.label, c.group, batch, failure=missing(c.needs))
+        if not result.failure:
+            log(f'{c.group}: counting {c.name}')
+            side = c.img_size
+            launches = count_step(c.build(c).train(), (batch, 3, side, side), amp)
+            result.total = Total.of(launches)
+            result.operators = _sums(launches, lambda launch: launch.operator)
+            result.parts = _sums(launches, lambda launch: launch.part or 'other')
+            scale = 1 if amp else 0.5
+            result.estimates = {d.name: d.seconds(launches, scale) for d in devices}
+        results.append(result)
+
+
+def _sums(launches: Iterable[Launch], key: Callable[[Launch], str]) -> dict[str, Total]:
+    """Sums by key, the most bytes first."""
+    ordered = sorted(launches, key=key)
+    sums = {name: Total.of(members) for name, members in groupby(ordered, key)}
+    return dict(sorted(sums.items(), key=lambda item: -item[1].moved))
+
+
+def tables(results: Sequence[Result], rows: int = 15) -> str:
+    """A table of candidates for each group, then for each candidate its parts and operators.
+
+    Args:
+        results: What was counted.
+        rows: Operators to list; the others are one row.
+    """
+    sections = []
+    for group, members in groupby(results, key=lambda result: result.group):
+        members = list(members)
+        sections.append(f'### {group}\n\n{markdown([_row(r, members[0]) for r in members])}')
+        for result in members:
+            if result.total is not None:
+                parts = markdown(_breakdown('part', result.parts, result.total))
+                operators = _rest_in_one(result.operators, rows)
+                operators = markdown(_breakdown('operator', operators, result.total))
+                sections += [f'{result.label}, by part and by operator:', parts, operators]
+    return '\n\n'.join(sections)
+
+
+def _row(result: Result, first: Result) -> dict[str, str]:
+    total, base = result.total, first.total
+    row = {'candidate': result.label, 'batch': str(result.batch)} | _cells(total)
+    ratio = total.moved / base.moved if total and base else None
+    row['bytes over the first row'] = cell(ratio, '{:.2f}x')
+    # Columns of a group must agree, whichever of its members could be counted.
+    for name in first.estimates or result.estimates:
+        seconds = result.estimates.get(name)
+        row[f'estimate for {name}, bf16'] = cell(seconds and 1000 * seconds, '{:.1f} ms')
+    return row | {'note': result.failure}
+
+
+def _breakdown(column: str, sums: dict[str, Total], whole: Total) -> list[dict[str, str]]:
+    return [
+        {column: name} | _cells(total) | {'of the bytes': f'{total.moved / whole.moved:.1%}'}
+        for name, total in sums.items()
+    ]
+
+
+def _rest_in_one(sums: dict[str, Total], rows: int) -> dict[str, Total]:
+    names = list(sums)
+    rest = [sums[name] for name in names[rows:]]
+    kept = {name: sums[name] for name in names[:rows]}
+    if rest:
+        kept[f'{len(rest)} others'] = Total(*map(sum, zip(*rest, strict=True)))
+    return kept
+
+
+def _cells(total: Total | None) -> dict[str, str]:
+    return {
+        'TFLOP': cell(total and total.flops / 1e12, '{:.2f}'),
+        'GB moved': cell(total and total.moved / 1e9, '{:.1f}'),
+        'launches': cell(total and total.launches, '{:d}'),
+    }
