@@ -27,9 +27,12 @@ def read_readme() -> str:
     return path.read_text(encoding='utf-8') if path.exists() else ''
 
 
-EXTRAS = {name: read_requirements(name) for name in ('maintained', 'openmmlab', 'demo', 'tests')}
+EXTRAS = {
+    name: read_requirements(name)
+    for name in ('maintained', 'openmmlab', 'demo', 'segmentation', 'tests')
+}
 # The two OpenMMLab generations exclude each other; `all` takes the default one.
-EXTRAS['all'] = EXTRAS['maintained'] + EXTRAS['demo'] + EXTRAS['tests']
+EXTRAS['all'] = [line for name, lines in EXTRAS.items() if name != 'openmmlab' for line in lines]
 
 setup(
     name='greenmim-mm',

@@ -7,7 +7,9 @@ the ``locations`` are imported at the first look-up. No config needs ``custom_im
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
@@ -32,4 +34,15 @@ DATA_SAMPLERS = Registry(
 
 HOOKS = Registry(
     'hook', parent=MMENGINE_HOOKS, scope='greenmim_mm', locations=['greenmim_mm.engine.hooks']
+)
+
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
+    scope='greenmim_mm',
+    locations=['greenmim_mm.engine.optimizers'],
+)
+
+LOOPS = Registry(
+    'loop', parent=MMENGINE_LOOPS, scope='greenmim_mm', locations=['greenmim_mm.evaluation']
 )

@@ -23,10 +23,11 @@ from pathlib import Path
 
 from greenmim_mm.checkpoint import FORMATS, FileConversion, convert_file, inspect_checkpoint
 from greenmim_mm.checkpoint.text import printable
+from greenmim_mm.cli.errors import Parser, UserError, errors_in_one_line
 from greenmim_mm.fileio import atomic_path, check_apart, check_destination
 from greenmim_mm.verification import VerificationError, verify_network
 
-_WRONG_NETWORK, _REFUSED, _LOST, _INTERRUPTED = 1, 2, 3, 130
+_WRONG_NETWORK, _LOST = 1, 3
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,21 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     inspecting = argv[:1] == ['inspect']
     parser = _inspect_parser() if inspecting else _convert_parser()
     args = parser.parse_args(argv[inspecting:])
-    try:
-        with _ended_by_signals():
+    codes = {VerificationError: _WRONG_NETWORK}
+    with errors_in_one_line(parser, OSError, ValueError, ImportError, codes=codes):
+        with _ended_by_signals(), _lack_of_memory_named():
             code, text = _inspect(args) if inspecting else _convert(args)
-    except KeyboardInterrupt:
-        parser.exit(_INTERRUPTED, f'{parser.prog}: interrupted\n')
-    except (OSError, ValueError, ImportError, MemoryError, RuntimeError) as error:
-        # torch has no class of its own for it.
-        full = isinstance(error, RuntimeError) and 'allocate' in str(error)
-        if isinstance(error, RuntimeError) and not full:
-            raise
-        code = _WRONG_NETWORK if isinstance(error, VerificationError) else _REFUSED
-        message = printable(error, 2000) or type(error).__name__
-        if full or isinstance(error, MemoryError):
-            message = f'out of memory: {message}'
-        parser.exit(code, f'{parser.prog}: error: {message}\n')
     _print(text)
     if code:
         parser.exit(code)
@@ -63,6 +53,17 @@ def _print(text: str) -> None:
     except BrokenPipeError:
         # Or the interpreter complains when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _lack_of_memory_named() -> Iterator[None]:
+    """Lack of memory is the user's to mend; torch has no class of its own for it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and 'allocate' not in str(error):
+            raise
+        raise UserError(f'out of memory: {str(error) or type(error).__name__}') from error
 
 
 @contextmanager
@@ -151,7 +152,7 @@ def _account(result: FileConversion) -> dict:
 def _convert_parser() -> argparse.ArgumentParser:
     description, _, examples = __doc__.partition('\n\n')
     formats = '\n'.join(f'  {entry.name}: {entry.description}' for entry in FORMATS.values())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         epilog=f'{examples}\nformats:\n{formats}',
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -199,7 +200,7 @@ def _convert_parser() -> argparse.ArgumentParser:
 
 
 def _inspect_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f'{Path(sys.argv[0]).name} inspect', description='Says what a checkpoint is.'
     )
     _add_source(parser)

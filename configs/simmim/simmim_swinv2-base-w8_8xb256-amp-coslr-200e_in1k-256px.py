@@ -1,36 +1,14 @@
-# The recipe of the same name in ../greenmim with SimMIM in GreenMIM's place: network, image size,
-# data and schedule are the same.
-_base_ = '../greenmim/greenmim_swinv2-base-w8_8xb256-amp-coslr-200e_in1k-256px.py'
-
-model = dict(
-    _delete_=True,
-    type='SimMIM',
-    data_preprocessor=_base_.model.data_preprocessor,
-    backbone=dict(
-        type='greenmim_mm.SimMIMSwinTransformerV2',
-        arch='base',
-        window_size=8,
-        img_size=256,
-        drop_path_rate=0.0,
-    ),
-    neck=dict(type='SimMIMLinearDecoder', in_channels=128 * 8, encoder_stride=32),
-    head=dict(
-        type='SimMIMHead',
-        patch_size=4,
-        loss=dict(type='PixelReconstructionLoss', criterion='L1', channel=3),
-    ),
-)
-
-# Masks are drawn for each image while it is loaded, six tenths of the 32x32 pixel units.
-train_pipeline = [
-    *_base_.train_pipeline[:-1],
-    dict(
-        type='SimMIMMaskGenerator',
-        input_size=256,
-        mask_patch_size=32,
-        model_patch_size=4,
-        mask_ratio=0.6,
-    ),
-    dict(type='PackInputs'),
+# The recipe of the same name in ../greenmim with SimMIM in GreenMIM's place.
+_base_ = [
+    '../_base_/models/simmim_swin-base.py',
+    '../_base_/datasets/imagenet_bs256_simmim.py',
+    '../_base_/schedules/adamw_coslr_200e.py',
+    '../_base_/pretrain_runtime.py',
 ]
+
+model = dict(backbone=dict(type='greenmim_mm.SimMIMSwinTransformerV2', img_size=256, window_size=8))
+
+train_pipeline = _base_.train_pipeline
+train_pipeline[1]['scale'] = 256  # RandomResizedCrop
+train_pipeline[3]['input_size'] = 256  # SimMIMMaskGenerator
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

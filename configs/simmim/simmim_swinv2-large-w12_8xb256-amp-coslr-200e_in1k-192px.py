@@ -1,36 +1,12 @@
-# The recipe of the same name in ../greenmim with SimMIM in GreenMIM's place: network, image size,
-# data and schedule are the same.
-_base_ = '../greenmim/greenmim_swinv2-large-w12_8xb256-amp-coslr-200e_in1k-192px.py'
+# The recipe of the same name in ../greenmim with SimMIM in GreenMIM's place.
+_base_ = './simmim_swinv2-base-w8_8xb256-amp-coslr-200e_in1k-256px.py'
 
 model = dict(
-    _delete_=True,
-    type='SimMIM',
-    data_preprocessor=_base_.model.data_preprocessor,
-    backbone=dict(
-        type='greenmim_mm.SimMIMSwinTransformerV2',
-        arch='large',
-        window_size=(12, 12, 12, 6),
-        img_size=192,
-        drop_path_rate=0.0,
-    ),
-    neck=dict(type='SimMIMLinearDecoder', in_channels=192 * 8, encoder_stride=32),
-    head=dict(
-        type='SimMIMHead',
-        patch_size=4,
-        loss=dict(type='PixelReconstructionLoss', criterion='L1', channel=3),
-    ),
+    backbone=dict(arch='large', img_size=192, window_size=(12, 12, 12, 6)),
+    neck=dict(in_channels=192 * 8),
 )
 
-# Masks are drawn for each image while it is loaded, six tenths of the 32x32 pixel units.
-train_pipeline = [
-    *_base_.train_pipeline[:-1],
-    dict(
-        type='SimMIMMaskGenerator',
-        input_size=192,
-        mask_patch_size=32,
-        model_patch_size=4,
-        mask_ratio=0.6,
-    ),
-    dict(type='PackInputs'),
-]
+train_pipeline = _base_.train_pipeline
+train_pipeline[1]['scale'] = 192  # RandomResizedCrop
+train_pipeline[3]['input_size'] = 192  # SimMIMMaskGenerator
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

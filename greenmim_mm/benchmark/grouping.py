@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,10 +15,10 @@ from ..ops import (
     UnitMask,
     group_windows,
     grouped_plan,
+    plan_pair,
     random_mask,
     unit_grid,
     visible_tokens,
-    window_grid,
 )
 from .report import cell, markdown
 
@@ -128,14 +129,11 @@ def run(
 
 def _group_plans(mask: UnitMask, window: int) -> list[GroupPlan]:
     """Plans of a step: each stage's distinct cuts, as the backbone makes them."""
-    stages = visible_tokens(mask)
-    cuts = [
-        (tokens, window_grid(tokens.grid, window, shifted))
-        for tokens in stages
-        for shifted in (False, True)
-    ]
-    distinct = {cut: tokens for tokens, cut in cuts}
-    return [grouped_plan(tokens, cut) for cut, tokens in distinct.items()]
+    plans = []
+    for tokens in visible_tokens(mask):
+        plain, shifted = plan_pair(partial(grouped_plan, tokens), tokens.grid, window)
+        plans += [plain] if shifted is plain else [plain, shifted]
+    return plans
 
 
 def _compare(result: GroupingResult, plans: Sequence[GroupPlan], with_table: bool) -> None:

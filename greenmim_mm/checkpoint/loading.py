@@ -50,7 +50,8 @@ def load_backbone_state_dict(module: nn.Module, path: str | Path, prefix: str | 
         name for name in {*own, *state_dict} if name.startswith('norm') and name[4:5].isdigit()
     }
     missing = own.keys() - state_dict.keys() - buffers - output_norms
-    unexpected = state_dict.keys() - own.keys() - output_norms
+    # SimMIM's token for hidden patches goes with its pre-training.
+    unexpected = state_dict.keys() - own.keys() - output_norms - {'mask_token'}
     matched = own.keys() & state_dict.keys()
     wrong = [
         name

@@ -39,7 +39,7 @@ def errors_in_one_line(
     try:
         yield
     except KeyboardInterrupt:
-        parser.exit(EXIT_INTERRUPTED, f'\n{parser.prog}: interrupted\n')
+        parser.exit(EXIT_INTERRUPTED, f'{parser.prog}: interrupted\n')
     except (UserError, *expected, *codes) as error:
         code = next((c for kind, c in codes.items() if isinstance(error, kind)), EXIT_REFUSED)
         parser.exit(code, f'{parser.prog}: error: {one_line(error) or type(error).__name__}\n')

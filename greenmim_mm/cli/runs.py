@@ -18,7 +18,7 @@ from mmengine.dist import is_distributed
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..datasets import DataError, UnreadableImageError, check_dataset
+from ..datasets import DataError, UnreadableImageError, check_contents, check_dataset
 from ..engine.checkpoints import CheckpointError, damage, last_checkpoint, read_meta
 from ..engine.hooks import Interruption, NonFiniteLossError, ResumeError
 from .errors import UserError, errors_in_one_line, one_line
@@ -87,6 +87,7 @@ def check_training(cfg: Config) -> None:
     check_amp(cfg)
     check_strategy(cfg)
     check_accumulation(cfg)
+    check_layer_decay(cfg)
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     check_pretrained(cfg.get('model'))
 
@@ -178,6 +179,7 @@ def check_data(cfg: Config, *names: str) -> None:
         loader = cfg.get(name)
         if isinstance(loader, Mapping) and 'dataset' in loader:
             check_dataset(loader['dataset'], f'{name}.dataset')
+            check_contents(loader['dataset'], f'{name}.dataset', cfg.get('model'))
 
 
 def check_file(path: str, what: str, remedy: str) -> None:
@@ -250,6 +252,17 @@ def check_accumulation(cfg: Config) -> None:
         raise UserError(
             f'--auto-scale-lr: with strategy={strategy} gradients that are accumulated are not '
             'counted; leave it out and set optim_wrapper.optimizer.lr'
+        )
+
+
+def check_layer_decay(cfg: Config) -> None:
+    """Raise :class:`UserError` if learning rates cannot fall from layer to layer as asked."""
+    paramwise = (cfg.get('optim_wrapper') or {}).get('paramwise_cfg') or {}
+    rate = paramwise.get('layer_decay_rate', 1)
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
+        raise UserError(
+            f'optim_wrapper.paramwise_cfg.layer_decay_rate={rate} must lie in (0, 1]; 1 is the '
+            'same learning rate for all layers'
         )
 
 

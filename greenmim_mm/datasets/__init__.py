@@ -1,8 +1,10 @@
 """What mmpretrain's and mmdet's data sets lack: images of any kind, and runs that repeat."""
 
 from .bad_images import BadImages
+from .contents import check_contents, coco_classes
+from .errors import DataError
 from .files import check_dataset
-from .listing import DataError, find_images
+from .listing import find_images
 from .loading import LoadImageFromFile
 from .reading import UnreadableImageError, read_image
 from .sampling import Draw, RepeatableSampler, seeded
@@ -16,7 +18,9 @@ __all__ = [
     'RepeatableSampler',
     'UnlabelledImages',
     'UnreadableImageError',
+    'check_contents',
     'check_dataset',
+    'coco_classes',
     'find_images',
     'read_image',
     'seeded',

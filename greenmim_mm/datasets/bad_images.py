@@ -4,7 +4,7 @@ import fcntl
 import os
 from itertools import islice
 
-from .listing import DataError
+from .errors import DataError
 
 _NAMED = 3
 

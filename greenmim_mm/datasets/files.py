@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .listing import EXTENSIONS, DataError, find_images
+from .errors import DataError
+from .listing import EXTENSIONS, find_images
 from .unlabelled import join_sources
 
 _IMAGE_FOLDERS = ('CustomDataset', 'ImageNet', 'ImageNet21k')
-_COCO_LIKE = ('CocoDataset',)
+_COCO_LIKE = ('CocoDataset', 'ADE20KDataset')
 # mmpretrain's default of the argument ``extensions``.
 _EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 
@@ -17,8 +18,9 @@ _EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 def check_dataset(dataset: Mapping[str, Any], option: str = 'dataset') -> None:
     """Check that the files of a data set config exist.
 
-    Looks at mmpretrain's image folders and mmdet's COCO data sets, also inside wrappers such as
-    ``RepeatDataset``. Other data sets (some download themselves) and remote storage pass.
+    Looks at mmpretrain's image folders, mmdet's COCO data sets and mmseg's ADE20K, also inside
+    wrappers such as ``RepeatDataset``. Other data sets (some download themselves) and remote
+    storage pass.
 
     Args:
         dataset: Config of the data set.
@@ -28,19 +30,14 @@ def check_dataset(dataset: Mapping[str, Any], option: str = 'dataset') -> None:
     Raises:
         DataError: If a folder or an annotation file does not exist or a folder has no image.
     """
-    for inner, name in _datasets(dataset, option):
-        kind = inner.get('type', '')
-        kind = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-        kind = kind.rpartition('.')[2]
+    for inner, name in datasets_of(dataset, option):
+        kind = kind_of(inner)
         if kind == 'UnlabelledImages':
             _check_unlabelled(inner, name)
         if inner.get('backend_args') or kind not in _IMAGE_FOLDERS + _COCO_LIKE:
             continue
         root = inner.get('data_root') or ''
-        prefix = inner.get('data_prefix') or inner.get('split') or ''
-        if isinstance(prefix, Mapping):
-            prefix = prefix.get('img_path', prefix.get('img', ''))
-        folder, ann_file = _join(root, prefix), inner.get('ann_file') or ''
+        folder, ann_file = image_folder(inner), inner.get('ann_file') or ''
         if '://' in folder:
             continue
         remedy = f'set it with --cfg-options {name}.data_root=FOLDER'
@@ -48,9 +45,9 @@ def check_dataset(dataset: Mapping[str, Any], option: str = 'dataset') -> None:
             raise DataError(f'{name} names no data folder; {remedy}')
         if not os.path.isdir(folder):
             raise DataError(f'data folder {folder} of {name} does not exist; {remedy}')
-        if ann_file and not os.path.isfile(_join(root, ann_file)):
+        if ann_file and not os.path.isfile(join(root, ann_file)):
             raise DataError(
-                f'annotation file {_join(root, ann_file)} of {name} does not exist; put it there '
+                f'annotation file {join(root, ann_file)} of {name} does not exist; put it there '
                 f'or {remedy}'
             )
         # Listed images are not searched for: their names may have any ending.
@@ -82,18 +79,34 @@ def _check_unlabelled(dataset: Mapping[str, Any], name: str) -> None:
             )
 
 
-def _datasets(dataset: Any, name: str) -> Iterator[tuple[Mapping[str, Any], str]]:
+def datasets_of(dataset: Any, name: str) -> Iterator[tuple[Mapping[str, Any], str]]:
     """The data sets inside wrappers, with their place in the config."""
     if isinstance(dataset, (list, tuple)):
         for index, inner in enumerate(dataset):
-            yield from _datasets(inner, f'{name}.{index}')
+            yield from datasets_of(inner, f'{name}.{index}')
     elif isinstance(dataset, Mapping):
         yield dataset, name
         for key in ('dataset', 'datasets'):
-            yield from _datasets(dataset.get(key), f'{name}.{key}')
+            yield from datasets_of(dataset.get(key), f'{name}.{key}')
 
 
-def _join(root: str, path: str) -> str:
+def kind_of(dataset: Mapping[str, Any]) -> str:
+    """Name of the class of a data set, without its scope or module."""
+    kind = dataset.get('type', '')
+    kind = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return kind.rpartition('.')[2]
+
+
+def image_folder(dataset: Mapping[str, Any]) -> str:
+    """Where the images of a data set lie; empty if it does not say."""
+    prefix = dataset.get('data_prefix') or dataset.get('split') or ''
+    if isinstance(prefix, Mapping):
+        prefix = prefix.get('img_path', prefix.get('img', ''))
+    return join(dataset.get('data_root') or '', prefix)
+
+
+def join(root: str, path: str) -> str:
+    """A path below the root of a data set, or the root."""
     return os.path.expanduser(os.path.join(root, path) if path else root)
 
 

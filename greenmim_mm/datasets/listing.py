@@ -6,11 +6,9 @@ from pathlib import Path
 
 from mmengine.logging import print_log
 
+from .errors import DataError
+
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
-
-
-class DataError(ValueError):
-    """Files of a data set are missing or bad; the message names the path and the remedy."""
 
 
 def find_images(sources: str | Iterable[str]) -> Iterator[str]:

@@ -10,7 +10,8 @@ from mmengine.dataset import BaseDataset
 
 from ..registry import DATASETS
 from .bad_images import BadImages
-from .listing import EXTENSIONS, DataError, find_images
+from .errors import DataError
+from .listing import EXTENSIONS, find_images
 from .reading import UnreadableImageError
 from .sampling import Draw, seeded
 

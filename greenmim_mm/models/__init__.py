@@ -12,13 +12,18 @@ from .green_swin import GreenSwin
 from .green_swin_v2 import GreenSwinV2
 
 # Name and module of what needs mmpretrain.
-_LAZY = {'GreenMIM': '.greenmim', 'SimMIMSwinTransformerV2': '.simmim'}
+_LAZY = {
+    'GreenMIM': '.greenmim',
+    'SimMIMNormHead': '.simmim_head',
+    'SimMIMSwinTransformerV2': '.simmim',
+}
 
 __all__ = [
     'GreenMIM',
     'GreenMIMPretrainDecoder',
     'GreenSwin',
     'GreenSwinV2',
+    'SimMIMNormHead',
     'SimMIMSwinTransformerV2',
 ]
 
@@ -33,6 +38,12 @@ def _build_greenmim(**kwargs):
 def _build_simmim_swin_v2(**kwargs):
     """Build :class:`~greenmim_mm.models.simmim.SimMIMSwinTransformerV2` (on mmpretrain's V2)."""
     return __getattr__('SimMIMSwinTransformerV2')(**kwargs)
+
+
+@MODELS.register_module(name='SimMIMNormHead')
+def _build_simmim_norm_head(**kwargs):
+    """Build :class:`~greenmim_mm.models.simmim_head.SimMIMNormHead` (on mmpretrain's head)."""
+    return __getattr__('SimMIMNormHead')(**kwargs)
 
 
 def __getattr__(name: str):

@@ -57,6 +57,7 @@ class GreenMIMPretrainDecoder(BaseModule):
                 f'decoder_num_heads={decoder_num_heads}'
             )
         norm = layer_norm(norm_cfg, eps=1e-6)
+        self.embed_dim = embed_dim
         self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
         self.decoder_blocks = nn.ModuleList(

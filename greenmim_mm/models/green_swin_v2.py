@@ -140,7 +140,10 @@ class GreenSwinV2(GreenSwin):
     def _check_offsets(self, stage: int, key: str, offsets: Tensor) -> None:
         """Raise ``ValueError`` if a checkpoint's offsets are scaled by another window."""
         own = self.pretrained_window_sizes[stage] or self.window_sizes[stage]
-        window, found = coords_windows(offsets)
+        try:
+            window, found = coords_windows(offsets)
+        except OverflowError as error:
+            raise ValueError(f'{key} of the checkpoint holds no offsets of a Swin V2') from error
         if window > 1 and found != own:  # a window of one token has no offset to scale
             raise ValueError(
                 f'{key} of the checkpoint is scaled by a window of {found} in pre-training, this '

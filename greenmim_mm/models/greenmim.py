@@ -39,7 +39,8 @@ class GreenMIM(BaseSelfSupervisor):
         init_cfg: As in mmpretrain.
 
     Raises:
-        ValueError: If ``mask_ratio`` is outside (0, 1) or the head's patches are not mask units.
+        ValueError: If ``mask_ratio`` is outside (0, 1), the head's patches are not mask units, or
+            the neck is made for another width than the backbone's.
     """
 
     def __init__(
@@ -66,6 +67,12 @@ class GreenMIM(BaseSelfSupervisor):
             raise ValueError(
                 f'head.patch_size={self.head.patch_size} must be the side of a mask unit, '
                 f'{UNIT_SIZE} pixels'
+            )
+        width, wanted = self.backbone.num_features[-1], getattr(self.neck, 'embed_dim', None)
+        if wanted not in (None, width):
+            raise ValueError(
+                f'neck.embed_dim={wanted}, but the last stage of the backbone has {width} '
+                f'channels; set embed_dim={width}'
             )
         self.mask_ratio = mask_ratio
         self.mask_seed = mask_seed

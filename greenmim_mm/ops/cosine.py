@@ -127,6 +127,7 @@ def coords_windows(coords: Tensor) -> tuple[int, int]:
 
     Raises:
         ValueError: If it is none.
+        OverflowError: If its offsets are too large for any window.
     """
     side = coords.shape[1] if coords.ndim == 4 else 0
     if side % 2 == 0 or coords.shape != (1, side, side, 2):
@@ -137,6 +138,6 @@ def coords_windows(coords: Tensor) -> tuple[int, int]:
     window_size = (side + 1) // 2
     farthest = (torch.exp2(coords.double().max() * 3).item() - 1) / 8
     if not math.isfinite(farthest):
-        raise ValueError('offsets of this relative_coords_table are not finite, or far too large')
+        raise OverflowError('offsets of this relative_coords_table are endless')
     pretrained = round((window_size - 1) / farthest) + 1 if farthest > 0 else window_size
     return window_size, pretrained

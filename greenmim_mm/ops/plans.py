@@ -9,6 +9,7 @@ that it can be traced (:func:`dense_plan`). Attention (:mod:`.attention`) knows 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -293,16 +294,18 @@ def dense_plan(windows: WindowGrid, window_size: int, device: torch.device) -> A
     )
 
 
+Plan = TypeVar('Plan', AttentionPlan, GroupPlan)
+
 PlanPair = tuple[AttentionPlan, AttentionPlan]
 """Plans for the plain and for the shifted windows of a stage."""
 
 
 def plan_pair(
-    make: Callable[[WindowGrid], AttentionPlan],
+    make: Callable[[WindowGrid], Plan],
     grid: tuple[int, int],
     window_size: int,
-    pad_small_map: bool,
-) -> PlanPair:
+    pad_small_map: bool = False,
+) -> tuple[Plan, Plan]:
     """Plans for the plain and for the shifted windows of a stage; one where nothing shifts.
 
     Args:

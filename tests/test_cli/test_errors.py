@@ -26,7 +26,7 @@ def test_codes_belong_to_kinds(capsys):
 
 
 def test_interrupt(capsys):
-    assert ended(capsys, KeyboardInterrupt()) == (130, '\ntool: interrupted\n')
+    assert ended(capsys, KeyboardInterrupt()) == (130, 'tool: interrupted\n')
 
 
 def test_other_errors_keep_their_traceback():

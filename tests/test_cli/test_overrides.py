@@ -65,7 +65,7 @@ def test_nothing_near(configs):
     ('name', 'options'),
     [
         ('greenmim', {'model.backbone.with_cp': 'mlp', 'model.backbone.img_size': 192}),
-        ('greenmim', {'model.backbone.init_cfg.type': 'Pretrained'}),
+        ('greenmim', {'model.backbone.init_cfg.0.type': 'Pretrained'}),
         ('greenmim', {'optim_wrapper.accumulative_counts': 4}),
         ('greenmim', {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.loss_scale': 1.0}),
         ('greenmim', {'optim_wrapper.paramwise_cfg.custom_keys.norm9.decay_mult': 0.0}),

@@ -50,3 +50,20 @@ def test_two_processes(tmp_path):
     first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in (0, 1))
     assert torch.equal(first['parameters'], second['parameters'])
     assert len({tuple(mask) for run in (first, second) for mask in run['masks']}) == 4
+    torch.testing.assert_close(first['parameters'], alone(first['masks'], second['masks']))
+
+
+def alone(*masks: list[list[bool]]) -> torch.Tensor:
+    """The same two steps by one process, which averages the gradients itself."""
+    torch.manual_seed(0)
+    model = GreenMIM(**CONFIG, data_preprocessor=dict(type='SelfSupDataPreprocessor'))
+    model.init_weights()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for step in range(2):
+        optimizer.zero_grad()
+        for rank in range(2):
+            images = torch.rand(2, 3, 96, 128, generator=torch.Generator().manual_seed(rank))
+            loss = model.masked_loss(images, np.array(masks[rank][step]))
+            (loss / 2).backward()
+        optimizer.step()
+    return torch.cat([p.detach().flatten() for p in model.parameters()])

@@ -304,8 +304,9 @@ def test_default_initialisation():
         (dict(drop_path_rate=1.0), 'drop_path_rate=1.0'),
         (dict(out_indices=(4,)), r'out_indices=\(4,\)'),
         (dict(out_indices=()), 'out_indices='),
-        (dict(frozen_stages=4), 'frozen_stages'),
-        (dict(norm_cfg=dict(type='BN')), 'norm_cfg'),
+        (dict(frozen_stages=4), 'frozen_stages=4 must be a stage from 0 to 3'),
+        (dict(norm_cfg=dict(type='BN')), r"norm_cfg=\{'type': 'BN'\} is not supported"),
+        (dict(norm_cfg=dict(type='LN', momentum=0.1)), 'norm_cfg=.*momentum'),
     ],
 )
 def test_bad_arguments(kwargs, message):
@@ -340,3 +341,69 @@ def test_is_found_by_scope_in_any_registry():
 
     config = dict(type='greenmim_mm.GreenSwin', arch=MINI)
     assert type(MODELS.build(config)) is GreenSwin
+
+
+def test_norm_cfg():
+    model = make(norm_cfg=dict(type='LN', eps=1e-3, requires_grad=False))
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert len(norms) == 1 + 2 * 8 + 3 + 1
+    for norm in norms:
+        assert norm.eps == 1e-3 and not norm.weight.requires_grad and not norm.bias.requires_grad
+    model(images(64, 64))[0].sum().backward()
+    assert model.patch_embed.norm.weight.grad is None
+    assert model.stages[0].blocks[0].attn.w_msa.qkv.weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'unused'),
+    [
+        (dict(window_size=7), []),
+        (dict(window_size=14), [(14, 7, 3, 560, 729)]),
+        (dict(window_size=(14, 14, 14, 7)), []),
+        (dict(window_size=14, pad_small_map=True), []),
+        (dict(window_size=7, img_size=(160, 224)), [(7, 5, 3, 88, 169)]),
+    ],
+)
+def test_rows_that_are_never_trained_are_told(kwargs, unused, monkeypatch):
+    from greenmim_mm.models import green_swin
+
+    told = []
+    monkeypatch.setattr(green_swin, 'print_log', lambda text, logger: told.append(text))
+    GreenSwin(MINI, **kwargs)
+    assert len(told) == len(unused)
+    for text, (window, side, stage, rows, total) in zip(told, unused, strict=True):
+        assert f'windows of {window} on the map of {side} tokens that stage {stage} has' in text
+        assert f'{rows} of {total} rows' in text and f'window_size={side}' in text
+
+
+def test_rows_that_are_told_get_no_gradient():
+    """Windows of 14 on the map of 7 tokens: 13 x 13 of 27 x 27 rows are used."""
+    model = make(torch.float32, window_size=14)
+    mask = torch.from_numpy(random_mask(49, 0.2, np.random.default_rng(0)))
+    model(images(224, 224, dtype=torch.float32), mask).sum().backward()
+    used = [
+        int(stage.blocks[0].attn.w_msa.relative_position_bias_table.grad.any(dim=1).sum())
+        for stage in model.stages
+    ]
+    # Where a mask hides corners, their offsets do not meet.
+    assert 150 < used[3] <= 169 and 700 < min(used[:3])
+
+
+def test_a_network_for_each_side_of_a_narrow_map():
+    """A map of 4 x 12 tokens under windows of 7 is cut into three windows of 4, as Swin does.
+
+    Against attention over those three windows alone, written down here without a plan.
+    """
+    model = make(window_size=(4, 7, 7, 7), out_indices=(1, 3))
+    attention = model.stages[1].blocks[1].attn.w_msa
+    x = torch.randn(2, 48, 32, dtype=torch.float64)
+    plans = model._dense_plans(1, (4, 12), x.device)
+    qkv = attention.qkv(x).view(2, 4, 3, 4, 3, 2, 16)  # image, row, window, column, qkv, head
+    q, k, v = qkv.permute(4, 0, 2, 5, 1, 3, 6).flatten(4, 5)
+    row, column = torch.arange(16) // 4, torch.arange(16) % 4
+    offset = (row[:, None] - row + 6) * 13 + column[:, None] - column + 6
+    bias = attention.relative_position_bias_table[offset].permute(2, 0, 1)
+    weight = (q @ k.transpose(-2, -1) / 4 + bias).softmax(-1)
+    out = (weight @ v).unflatten(3, (4, 4)).permute(0, 3, 1, 4, 2, 5).reshape(2, 48, 32)
+    for plan in plans:  # the shifted one, too
+        torch.testing.assert_close(attention(x, plan), attention.proj(out))

@@ -98,7 +98,7 @@ def test_masks_follow_seed_and_iteration(model, hub):
     hub.update_info_dict(dict(seed=5, iter=3))
     other = copy.deepcopy(model)
     first, second = model.draw_mask((7, 7)), model.draw_mask((7, 7))
-    assert (first != second).any()  # two passes of one iteration
+    assert (first.hidden != second.hidden).any()  # two passes of one iteration
     assert len(first.visible_units) == 12
     np.testing.assert_array_equal(other.draw_mask((7, 7)).hidden, first.hidden)  # as after a resume
     hub.update_info('iter', 4)
@@ -199,3 +199,22 @@ def test_decoder_refuses():
     decoder = GreenMIMPretrainDecoder(8, decoder_embed_dim=16, decoder_num_heads=4)
     with pytest.raises(ValueError, match='3 features for a mask that leaves 2'):
         decoder(torch.rand(1, 3, 8), np.array([True, False, False, True]), (2, 2))
+    with pytest.raises(ValueError, match='grid=None'):
+        decoder(torch.rand(1, 2, 8), np.array([True, False, False, True]))
+    with pytest.raises(ValueError, match='norm_cfg=.*BN.* is not supported'):
+        GreenMIMPretrainDecoder(8, norm_cfg=dict(type='BN'))
+
+
+def test_neck_of_another_width():
+    """An arch changed, and the neck forgotten."""
+    config = dict(CONFIG, neck=dict(CONFIG['neck'], embed_dim=768))
+    with pytest.raises(ValueError, match='neck.embed_dim=768.*has 128 channels; set embed_dim=128'):
+        GreenMIM(**config)
+
+
+def test_frozen_norms_of_the_decoder():
+    decoder = GreenMIMPretrainDecoder(8, norm_cfg=dict(type='LN', eps=1e-3, requires_grad=False))
+    norms = [m for m in decoder.modules() if isinstance(m, nn.LayerNorm)]
+    assert len(norms) == 3
+    for norm in norms:
+        assert norm.eps == 1e-3 and not norm.weight.requires_grad and not norm.bias.requires_grad

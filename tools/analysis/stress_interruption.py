@@ -61,7 +61,7 @@ def make_config(folder: Path, interval: int = 3, workers: int = 1) -> Path:
     """Write the config of a run on pictures below ``folder``."""
     make_images(folder / 'images', STEPS * BATCH)
     config = folder / 'stress.py'
-    base = ROOT / 'configs/greenmim/greenmim_swin-tiny-w7_1xb128-amp-coslr-100e_custom.py'
+    base = ROOT / 'configs/custom/greenmim_swin-tiny-w7_1xb128-amp-coslr-100e_custom.py'
     config.write_text(
         CONFIG.format(
             base=str(base),

@@ -19,6 +19,7 @@ train_dataloader = dict(
     num_workers=8,
     persistent_workers=True,
     pin_memory=True,
+    drop_last=True,
     sampler=dict(type='greenmim_mm.RepeatableSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(

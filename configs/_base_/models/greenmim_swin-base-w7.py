@@ -17,6 +17,11 @@ model = dict(
         out_indices=(3,),
         # Three quarters of the image are gone already.
         drop_path_rate=0.0,
+        # As GreenMIM's authors; Swin's own start is a normal distribution cut off at two sigma.
+        init_cfg=[
+            dict(type='Xavier', distribution='uniform', layer=['Linear', 'Conv2d']),
+            dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0),
+        ],
     ),
     neck=dict(
         type='greenmim_mm.GreenMIMPretrainDecoder',

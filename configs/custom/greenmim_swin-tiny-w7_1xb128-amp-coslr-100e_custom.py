@@ -1,12 +1,14 @@
 # One GPU and a plain folder of images:
 #     python tools/train.py CONFIG --cfg-options train_dataloader.dataset.data_root=FOLDER
-_base_ = './greenmim_swin-base-w7_8xb256-amp-coslr-200e_in1k.py'
+_base_ = '../greenmim/greenmim_swin-base-w7_8xb256-amp-coslr-200e_in1k.py'
 
 model = dict(backbone=dict(arch='tiny'), neck=dict(embed_dim=768))
 
 train_dataloader = dict(
     batch_size=128,
     num_workers=4,
+    # A folder may hold fewer images than a batch.
+    drop_last=False,
     dataset=dict(data_root='data/images', data_prefix=''),
 )
 

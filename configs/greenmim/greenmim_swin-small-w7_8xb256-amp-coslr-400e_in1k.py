@@ -1,0 +1,3 @@
+_base_ = './greenmim_swin-tiny-w7_8xb256-amp-coslr-400e_in1k.py'
+
+model = dict(backbone=dict(arch='small'))

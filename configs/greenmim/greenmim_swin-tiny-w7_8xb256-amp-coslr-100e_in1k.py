@@ -1,0 +1,8 @@
+_base_ = [
+    '../_base_/models/greenmim_swin-base-w7.py',
+    '../_base_/datasets/imagenet_bs256_greenmim.py',
+    '../_base_/schedules/adamw_coslr_100e.py',
+    '../_base_/pretrain_runtime.py',
+]
+
+model = dict(backbone=dict(arch='tiny'), neck=dict(embed_dim=768))
