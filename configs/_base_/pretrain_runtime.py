@@ -2,7 +2,7 @@
 _base_ = 'mmpretrain::_base_/default_runtime.py'
 
 default_hooks = dict(
-    checkpoint=dict(type='greenmim_mm.CheckpointHook', interval=1, max_keep_ckpts=3)
+    checkpoint=dict(type='greenmim_mm.CheckpointHook', interval=1, max_keep_ckpts=3),
 )
 custom_hooks = [
     dict(type='greenmim_mm.RepeatableRunHook'),
@@ -11,5 +11,5 @@ custom_hooks = [
     dict(type='greenmim_mm.GradientNormHook'),
 ]
 
-# Masks and the order of the images follow from the seed, also after --resume.
+# Masks, crops and the order of the images follow from the seed, also after --resume.
 randomness = dict(seed=0)

@@ -69,9 +69,10 @@ def training_config(args: argparse.Namespace) -> Config:
         cfg.auto_scale_lr.enable = True
     if args.resume:
         path = last_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
-        # Nothing to resume: killed before its first checkpoint, a run starts anew.
+        # Killed before its first checkpoint, a run starts anew, from what the config says.
         cfg.resume = path is not None
-        cfg.load_from = path and str(path)
+        if path is not None:
+            cfg.load_from = str(path)
     if args.resume not in (None, 'auto'):
         remedy = 'give the path of a checkpoint, or --resume alone for the last one in the work dir'
         # Checkpoints of shards are folders.

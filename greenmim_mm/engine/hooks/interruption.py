@@ -1,10 +1,14 @@
 """Signals that end a run after the iteration at hand, with a checkpoint."""
 
+import atexit
+import os
 import signal
 import threading
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.sharedctypes import RawValue
 from types import FrameType
+from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, barrier, is_distributed
@@ -44,18 +48,22 @@ class InterruptionHook(Hook):
     def __init__(self) -> None:
         self._signal = 0
         self._before: dict[int, object] = {}
+        # Seen by workers; without a lock, which a handler of signals must not wait for.
+        self._leaving = RawValue('b', 0)
 
     def before_train(self, runner: Runner) -> None:
         """Listen."""
-        self._signal = 0
+        self._signal = self._leaving.value = 0
         loader = runner.train_dataloader
-        loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
+        loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn, self._leaving)
+        atexit.register(self._leave)
         # Elsewhere Python does not let signals be handled.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
 
     def after_train(self, runner: Runner) -> None:
         """Listen no more."""
+        self._leave()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -97,26 +105,30 @@ class InterruptionHook(Hook):
         all_reduce(flag, 'max')
         return int(flag)
 
+    def _leave(self) -> None:
+        self._leaving.value = 1
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = number
 
 
-def _init_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
+def _init_worker(init: Callable[[int], None] | None, leaving: Any, worker_id: int) -> None:
     """Let a worker work on: without images the run could not end as it should.
 
-    PyTorch's own handlers, which are there by now, would end it.
+    PyTorch's own handler, which is there by now, would end it.
     """
     for number in _SIGNALS:
-        signal.signal(number, _pass_over_once)
+        signal.signal(number, partial(_pass_over, leaving))
     if init is not None:
         init(worker_id)
 
 
-def _pass_over_once(number: int, frame: FrameType | None) -> None:
-    # The first signal is for the whole group. The next is from the parent, whose workers must go.
-    signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+def _pass_over(leaving: Any, number: int, frame: FrameType | None) -> None:
+    # The parent ends its workers by SIGTERM when it leaves, and waits for them.
+    if number == signal.SIGTERM and leaving.value:
+        os._exit(0)
 
 
 def _accumulated(runner: Runner) -> int:

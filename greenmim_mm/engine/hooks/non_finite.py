@@ -132,7 +132,11 @@ def _origin(runner: Runner, data_batch: Any) -> str:
             data = model.data_preprocessor(data_batch, True)
             return model(**data, mode='loss')
 
-    origin = first_non_finite(model, forward)
+    try:
+        origin = first_non_finite(model, forward)
+    # Parts of a sharded model do not run alone; what is known is still to be said.
+    except Exception as error:
+        return f'another forward pass failed ({type(error).__name__})'
     return f'first bad: {origin}' if origin else 'another forward pass gave a finite loss'
 
 
