@@ -21,6 +21,17 @@ TRANSFORMS = Registry(
     'transform', parent=MMENGINE_TRANSFORMS, scope='greenmim_mm', locations=['greenmim_mm.datasets']
 )
 
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
+    scope='greenmim_mm',
+    locations=['greenmim_mm.engine.optimizers'],
+)
+
+LOOPS = Registry(
+    'loop', parent=MMENGINE_LOOPS, scope='greenmim_mm', locations=['greenmim_mm.evaluation']
+)
+
 DATASETS = Registry(
     'dataset', parent=MMENGINE_DATASETS, scope='greenmim_mm', locations=['greenmim_mm.datasets']
 )
@@ -34,15 +45,4 @@ DATA_SAMPLERS = Registry(
 
 HOOKS = Registry(
     'hook', parent=MMENGINE_HOOKS, scope='greenmim_mm', locations=['greenmim_mm.engine.hooks']
-)
-
-OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    'optimizer wrapper constructor',
-    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
-    scope='greenmim_mm',
-    locations=['greenmim_mm.engine.optimizers'],
-)
-
-LOOPS = Registry(
-    'loop', parent=MMENGINE_LOOPS, scope='greenmim_mm', locations=['greenmim_mm.evaluation']
 )
