@@ -37,8 +37,9 @@ setup:
 	fi
 	@'$(INTERPRETER)' tools/setup_env.py --stack '$(STACK)'
 
+# Tests are many and small: two processes of one thread each beat one of two threads.
 test: setup
-	@$(VENV_PYTHON) -m pytest -q $(ARGS)
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 lint: setup
 	@$(VENV_PYTHON) -m ruff check .

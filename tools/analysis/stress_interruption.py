@@ -112,8 +112,15 @@ def finish(config: Path, work_dir: Path) -> None:
 
     Raises:
         RuntimeError: If that fails.
+        subprocess.TimeoutExpired: If it takes ten minutes; the run is killed.
     """
-    if start(config, work_dir).wait() != 0:
+    process = start(config, work_dir)
+    try:
+        code = process.wait(timeout=600)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        raise
+    if code != 0:
         raise RuntimeError(work_dir.with_suffix('.log').read_text()[-3000:])
 
 

@@ -81,7 +81,6 @@ class InterruptionHook(Hook):
         if not number or (runner.iter + 1) % _accumulated(runner) != 0:
             return
         self.after_train(runner)
-        # A finished run saves as always.
         path = self._save(runner)
         barrier()
         name = signal.Signals(number).name
