@@ -180,7 +180,6 @@ def test_fake_tensors_count_as_real_ones_do():
     ],
 )
 def test_peers(build, arch, side, parts):
-    pytest.importorskip('mmpretrain')
     model = build(Candidate('peer', 'Mini', '', build, arch, side, 6)).train()
     launches = count_step(model, (2, 3, side, side))
     assert parts | {'loss', 'residual'} <= {launch.part for launch in launches}

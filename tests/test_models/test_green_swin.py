@@ -237,7 +237,7 @@ def test_sequential_groups_bound_the_attention_weights(monkeypatch):
     weights = attention._weights
 
     def record(slots, *args):
-        sizes.append(slots.shape[1])
+        sizes.append(slots.shape[3])
         return weights(slots, *args)
 
     monkeypatch.setattr(attention, '_weights', record)

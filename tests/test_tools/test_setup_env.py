@@ -352,4 +352,4 @@ def test_make_and_script_agree_on_the_environment(stack, tree, monkeypatch):
     monkeypatch.setattr(setup_env.Environment, 'is_up_to_date', lambda venv: made.append(venv))
     setup_env.main(['--stack', stack])
     folder = made[0].folder.relative_to(tree)
-    assert f'\n{folder}/bin/python -m pytest' in told.stdout, told
+    assert f' {folder}/bin/python -m pytest' in told.stdout, told

@@ -68,7 +68,7 @@ def test_perfect_model_paints_the_original(monkeypatch, norm_pix, preprocessor):
 
     def perfect(x, unit_mask):
         inputs.append(x)
-        assert np.array_equal(unit_mask, mask)
+        assert np.array_equal(unit_mask.hidden, mask)
         return model.head.construct_target(x)
 
     monkeypatch.setattr(model, 'reconstruct', perfect)
