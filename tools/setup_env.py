@@ -44,10 +44,11 @@ class Stack:
     mmcv: str  # project name of mmcv
     setuptools: str  # what mmcv was seen to build with
     newest_python: tuple[int, int]  # that its torch exists for
+    extras: tuple[str, ...] = ()  # more of requirements/, which exist for this stack alone
 
 
 STACKS = {
-    'maintained': Stack('maintained', 'onedl-mmcv', 'setuptools==81.*', (3, 12)),
+    'maintained': Stack('maintained', 'onedl-mmcv', 'setuptools==81.*', (3, 12), ('segmentation',)),
     'openmmlab': Stack('openmmlab', 'mmcv', 'setuptools<70', (3, 11)),
 }
 
@@ -350,7 +351,7 @@ def check_imports(venv: Environment, wheel: Path, device: str) -> None:
 def set_up(venv: Environment) -> None:
     """Do every step and write the stamp last."""
     stack = venv.stack
-    names = (stack.name, 'runtime', 'demo', 'tests', 'build')
+    names = (stack.name, 'runtime', 'demo', 'tests', *stack.extras, 'build')
     files = [f'{ROOT}/requirements/{name}.txt' for name in names]
     pins = Path(files[0]).read_text(encoding='utf-8')
     pair = [pinned(pins, name) for name in ('torch', 'torchvision')]
