@@ -26,6 +26,9 @@ model = dict(
         decoder_embed_dim=128,
         decoder_depth=2,
         decoder_num_heads=4,
+        # An image has four units a side: waves made for long rows would hardly tell them apart.
+        position_wavelengths=(4, 40),
+        position_scale=2.0,
     ),
     head=dict(
         type='MAEPretrainHead',
@@ -56,7 +59,7 @@ train_cfg = dict(by_epoch=True, max_epochs=max_epochs)
 
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=4e-4, betas=(0.9, 0.95), weight_decay=0.05),
     clip_grad=dict(max_norm=3.0),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,

@@ -181,6 +181,28 @@ def test_positions():
     torch.testing.assert_close(table[0, 2, 0], torch.tensor(2.0).sin())
 
 
+def test_positions_of_other_wavelengths():
+    """Four places are one turn of the first channel; the next ones get longer towards 40."""
+    table = sincos_position_embedding((2, 5), 16, torch.device('cpu'), (4, 40)).view(2, 5, 16)
+    for channel, wavelength in enumerate((4, 4 * 10**0.25, 4 * 10**0.5, 4 * 10**0.75)):
+        angle = torch.tensor(2 * np.pi * 3 / wavelength)
+        torch.testing.assert_close(table[0, 3, channel], angle.sin().float())
+        torch.testing.assert_close(table[1, 3, 4 + channel], angle.cos().float())
+        torch.testing.assert_close(table[1, 3, 8 + channel], (angle / 3).sin().float())
+
+
+def test_decoder_takes_wavelengths_and_scale():
+    """With no block and nothing visible that differs, positions alone tell the units apart."""
+    decoder = GreenMIMPretrainDecoder(
+        8, 16, decoder_depth=0, decoder_num_heads=4, position_wavelengths=(4, 40), position_scale=3
+    )
+    seen = []
+    decoder.decoder_norm.register_forward_hook(lambda _, args, __: seen.append(args[0]))
+    decoder(torch.zeros(1, 1, 8), np.array([False, True, True, True]), (2, 2))
+    expected = 3 * sincos_position_embedding((2, 2), 16, torch.device('cpu'), (4, 40))
+    torch.testing.assert_close(seen[0][0, 1:], (decoder.mask_token[0] + expected[1:]).detach())
+
+
 def test_decoder_puts_features_in_their_places():
     """With one visible feature changed, nothing but that unit's own token differs at the input."""
     decoder = GreenMIMPretrainDecoder(8, decoder_embed_dim=16, decoder_depth=0, decoder_num_heads=4)
@@ -196,6 +218,9 @@ def test_decoder_puts_features_in_their_places():
 def test_decoder_refuses():
     with pytest.raises(ValueError, match='decoder_embed_dim=30'):
         GreenMIMPretrainDecoder(8, decoder_embed_dim=30)
+    for wrong in ((0, 4), (40, 4)):
+        with pytest.raises(ValueError, match=r'position_wavelengths=.*0 < shortest <= longest'):
+            GreenMIMPretrainDecoder(8, 16, decoder_num_heads=4, position_wavelengths=wrong)
     decoder = GreenMIMPretrainDecoder(8, decoder_embed_dim=16, decoder_num_heads=4)
     with pytest.raises(ValueError, match='3 features for a mask that leaves 2'):
         decoder(torch.rand(1, 3, 8), np.array([True, False, False, True]), (2, 2))

@@ -62,11 +62,17 @@ class PretrainSettings:
     window_size: int = 4
     mask_ratio: float = 0.5
     decoder: dict = field(
-        default_factory=lambda: dict(decoder_embed_dim=128, decoder_depth=2, decoder_num_heads=4)
+        default_factory=lambda: dict(
+            decoder_embed_dim=128,
+            decoder_depth=2,
+            decoder_num_heads=4,
+            position_wavelengths=(4, 40),
+            position_scale=2.0,
+        )
     )
     batch_size: int = 16
     steps: dict = field(default_factory=lambda: dict(greenmim=2500, scrambled=2500, simmim=1615))
-    lr: dict = field(default_factory=lambda: dict(greenmim=1e-3, scrambled=1e-3, simmim=1e-3))
+    lr: dict = field(default_factory=lambda: dict(greenmim=4e-4, scrambled=4e-4, simmim=4e-4))
     warmup: int = 100
     weight_decay: float = 0.05
     milestones: tuple = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
