@@ -2,6 +2,7 @@
 
 from .bad_images import BadImages
 from .contents import check_contents, coco_classes
+from .cropping import LoadRandomResizedCrop
 from .errors import DataError
 from .files import check_dataset
 from .listing import find_images
@@ -15,6 +16,7 @@ __all__ = [
     'DataError',
     'Draw',
     'LoadImageFromFile',
+    'LoadRandomResizedCrop',
     'RepeatableSampler',
     'UnlabelledImages',
     'UnreadableImageError',

@@ -1,5 +1,7 @@
 """Loading of images that names the file that cannot be read."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 
 from mmcv.transforms import BaseTransform
@@ -36,20 +38,37 @@ class LoadImageFromFile(BaseTransform):
             UnreadableImageError: If that cannot be done.
         """
         path = results['img_path']
-        remote = self.backend_args or '://' in path
-        try:
-            source = BytesIO(get(path, self.backend_args)) if remote else path
+        with open_source(path, self.backend_args) as source:
             image = read_image(source, self.max_pixels)
-        # Each decoder and storage backend has its own exceptions.
-        except Exception as error:
-            reason = ' '.join(str(error).split()) or 'no reason given'
-            raise UnreadableImageError(
-                f'image {path} cannot be read; replace or remove the file '
-                f'({type(error).__name__}: {reason})'
-            ) from error
         results['img'] = image
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
         return results
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(max_pixels={self.max_pixels})'
+
+
+@contextmanager
+def open_source(path: str, backend_args: dict | None = None) -> Iterator[str | BytesIO]:
+    """What an image is read from; what goes wrong in the block is said with the file's name.
+
+    Args:
+        path: Of a local file, or what mmengine reads by a backend.
+        backend_args: Where the files lie, as in mmengine.
+
+    Returns:
+        The path, or the content of a file that lies elsewhere.
+
+    Raises:
+        UnreadableImageError: Whatever was raised.
+    """
+    try:
+        remote = backend_args or '://' in path
+        yield BytesIO(get(path, backend_args)) if remote else path
+    # Each decoder and storage backend has its own exceptions.
+    except Exception as error:
+        reason = ' '.join(str(error).split()) or 'no reason given'
+        raise UnreadableImageError(
+            f'image {path} cannot be read; replace or remove the file '
+            f'({type(error).__name__}: {reason})'
+        ) from error
