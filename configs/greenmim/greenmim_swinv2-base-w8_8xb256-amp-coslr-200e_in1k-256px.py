@@ -4,5 +4,5 @@ _base_ = './greenmim_swin-base-w7_8xb256-amp-coslr-200e_in1k.py'
 model = dict(backbone=dict(type='greenmim_mm.GreenSwinV2', img_size=256, window_size=8))
 
 train_pipeline = _base_.train_pipeline
-train_pipeline[1]['scale'] = 256  # RandomResizedCrop
+train_pipeline[0]['scale'] = 256  # LoadRandomResizedCrop
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -8,5 +8,5 @@ model = dict(
 )
 
 train_pipeline = _base_.train_pipeline
-train_pipeline[1]['scale'] = 192  # RandomResizedCrop
+train_pipeline[0]['scale'] = 192  # LoadRandomResizedCrop
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -9,6 +9,6 @@ _base_ = [
 model = dict(backbone=dict(type='greenmim_mm.SimMIMSwinTransformerV2', img_size=256, window_size=8))
 
 train_pipeline = _base_.train_pipeline
-train_pipeline[1]['scale'] = 256  # RandomResizedCrop
-train_pipeline[3]['input_size'] = 256  # SimMIMMaskGenerator
+train_pipeline[0]['scale'] = 256  # LoadRandomResizedCrop
+train_pipeline[2]['input_size'] = 256  # SimMIMMaskGenerator
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

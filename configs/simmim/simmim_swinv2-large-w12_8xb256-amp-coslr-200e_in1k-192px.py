@@ -7,6 +7,6 @@ model = dict(
 )
 
 train_pipeline = _base_.train_pipeline
-train_pipeline[1]['scale'] = 192  # RandomResizedCrop
-train_pipeline[3]['input_size'] = 192  # SimMIMMaskGenerator
+train_pipeline[0]['scale'] = 192  # LoadRandomResizedCrop
+train_pipeline[2]['input_size'] = 192  # SimMIMMaskGenerator
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

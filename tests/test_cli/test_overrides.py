@@ -28,7 +28,7 @@ def configs():
         ('greenmim', 'train_datloader.batch_size', 'train_dataloader'),
         ('greenmim', 'train_dataloader.batchsize', 'batch_size'),
         ('greenmim', 'train_dataloader.dataset.dataroot', 'data_root'),
-        ('greenmim', 'train_dataloader.dataset.pipeline.1.scal', 'scale'),
+        ('greenmim', 'train_dataloader.dataset.pipeline.0.scal', 'scale'),
         ('greenmim', 'model.backbone.windw_size', 'window_size'),
         ('greenmim', 'model.mask_rato', 'mask_ratio'),
         ('greenmim', 'optim_wrapper.optimizer.betass', 'betas'),

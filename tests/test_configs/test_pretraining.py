@@ -78,7 +78,7 @@ def test_simmim_as_its_authors_ran_it(name):
         assert main.eta_min == pytest.approx(1e-5 * 4) and main.T_max == 90
     else:
         assert main.type == 'MultiStepLR' and (main.milestones, main.gamma) == ([700], 0.1)
-    crop, mask = cfg.train_dataloader.dataset.pipeline[1], cfg.train_dataloader.dataset.pipeline[3]
+    crop, mask = cfg.train_dataloader.dataset.pipeline[0], cfg.train_dataloader.dataset.pipeline[2]
     assert (crop.scale, crop.crop_ratio_range, crop.interpolation) == (192, (0.67, 1), 'bilinear')
     assert (mask.input_size, mask.mask_ratio, mask.mask_patch_size) == (192, 0.6, 32)
     backbone = cfg.model.backbone
@@ -144,11 +144,11 @@ def test_baseline_differs_in_the_method_alone(name):
     for one in (ours, theirs):
         one.pop('train_pipeline')
     assert ours == theirs
-    mask = pipelines[1].pop(3)
+    mask = pipelines[1].pop(2)
     assert mask['type'] == 'SimMIMMaskGenerator' and pipelines[0] == pipelines[1]
     assert models[0]['data_preprocessor'] == models[1]['data_preprocessor']
     backbones = [model['backbone'] for model in models]
-    assert mask['input_size'] == pipelines[0][1]['scale']
+    assert mask['input_size'] == pipelines[0][0]['scale']
     assert {backbone['img_size'] for backbone in backbones} == {mask['input_size']}
     for key in ('arch', 'drop_path_rate'):
         assert backbones[0][key] == backbones[1][key]

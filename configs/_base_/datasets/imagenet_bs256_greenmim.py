@@ -2,12 +2,10 @@
 # folders are called and however many there are: subsets of ImageNet work as well.
 train_pipeline = [
     # Images of any kind; one that cannot be read is named and passed over.
-    dict(type='greenmim_mm.LoadImageFromFile'),
     dict(
-        type='RandomResizedCrop',
+        type='greenmim_mm.LoadRandomResizedCrop',
         scale=224,
         crop_ratio_range=(0.2, 1.0),
-        backend='pillow',
         interpolation='bicubic',
     ),
     dict(type='RandomFlip', prob=0.5),

@@ -2,12 +2,10 @@
 _base_ = './imagenet_bs256_greenmim.py'
 
 train_pipeline = [
-    dict(type='greenmim_mm.LoadImageFromFile'),
     dict(
-        type='RandomResizedCrop',
+        type='greenmim_mm.LoadRandomResizedCrop',
         scale=192,
         crop_ratio_range=(0.67, 1.0),
-        backend='pillow',
         interpolation='bilinear',
     ),
     dict(type='RandomFlip', prob=0.5),
