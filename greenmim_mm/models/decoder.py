@@ -117,6 +117,21 @@ class GreenMIMPretrainDecoder(BaseModule):
         Raises:
             ValueError: If the mask does not fit ``x`` or ``grid``.
         """
+        places, positions = self._places(x, mask, grid)
+        x = self.decoder_embed(x)
+        tokens = torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), 1, -1)], dim=1)
+        tokens = tokens.index_select(1, places)
+        x = torch.add(tokens, positions.to(x.dtype), alpha=self.position_scale)
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_pred(self.decoder_norm(x))
+
+    # Planning is numpy on the CPU: torch.compile takes what follows it.
+    @torch.compiler.disable
+    def _places(
+        self, x: Tensor, mask: UnitMask | Tensor | np.ndarray, grid: tuple[int, int] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Row of each unit in [features, mask token], and the units' position embedding."""
         if grid is None and not isinstance(mask, UnitMask):
             raise ValueError('grid=None: a mask that is no UnitMask needs its (rows, columns)')
         mask = as_unit_mask(mask, mask.grid if grid is None else grid, len(x))
@@ -125,19 +140,12 @@ class GreenMIMPretrainDecoder(BaseModule):
             raise ValueError(
                 f'{x.shape[1]} features for a mask that leaves {len(visible)} units visible'
             )
-        x = self.decoder_embed(x)
-        # Row of each unit in [features, mask token]: gathering puts every unit in its place.
-        source = np.full(len(mask.hidden), len(visible))
-        source[visible] = np.arange(len(visible))
-        tokens = torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), 1, -1)], dim=1)
-        tokens = tokens.index_select(1, to_device(source, x.device))
+        places = np.full(len(mask.hidden), len(visible))
+        places[visible] = np.arange(len(visible))
         positions = sincos_position_embedding(
-            mask.grid, x.shape[2], x.device, self.position_wavelengths
+            mask.grid, self.mask_token.shape[2], x.device, self.position_wavelengths
         )
-        x = torch.add(tokens, positions.to(x.dtype), alpha=self.position_scale)
-        for block in self.decoder_blocks:
-            x = block(x)
-        return self.decoder_pred(self.decoder_norm(x))
+        return to_device(places, x.device), positions
 
 
 @lru_cache(maxsize=32)

@@ -1,5 +1,6 @@
 """GreenSwin: Swin Transformer that runs on all tokens, or on the visible tokens alone."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -336,7 +337,14 @@ class GreenSwin(BaseModule):
         self, images: Tensor, mask: UnitMask | Tensor | np.ndarray
     ) -> tuple[Tensor, tuple[PlanPair, ...]]:
         mask = as_unit_mask(mask, unit_grid(*images.shape[-2:]), len(images))
-        return visible_patches(images, mask, PATCH_SIZE), self.plan(mask, images.device)
+        plans = self.plan(mask, images.device)
+        # A compiler that has been loaded need not learn from one mask after the other what varies.
+        if (dynamo := sys.modules.get('torch._dynamo')) is not None:
+            for plan in (plan for pair in plans for plan in pair):
+                for tensor in (plan.token, plan.window, plan.bias_index, plan.blocked):
+                    if tensor is not None:
+                        dynamo.maybe_mark_dynamic(tensor, list(range(tensor.ndim)))
+        return visible_patches(images, mask, PATCH_SIZE), plans
 
     def plan(self, mask: UnitMask, device: torch.device) -> tuple[PlanPair, ...]:
         """Group plans of one step: plain and shifted windows of every stage.

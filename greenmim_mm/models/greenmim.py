@@ -1,6 +1,7 @@
 """GreenMIM: masked image modelling that runs a hierarchical backbone on visible tokens alone."""
 
 import numpy as np
+import torch
 from mmengine.dist import get_rank
 from mmengine.logging import MessageHub
 from mmpretrain.models import BaseSelfSupervisor
@@ -79,6 +80,8 @@ class GreenMIM(BaseSelfSupervisor):
         self._last_step: tuple[int, int] | None = None
         self._calls = 0
 
+    # Drawn and planned by numpy on the CPU: torch.compile takes what follows it.
+    @torch.compiler.disable
     def draw_mask(self, grid: tuple[int, int]) -> UnitMask:
         """Draw the mask of the next forward pass.
 
@@ -110,8 +113,7 @@ class GreenMIM(BaseSelfSupervisor):
             ``(B, L, 3072)`` prediction for every unit, pixels in the order row, column,
             channel; normalised for each unit if the head has ``norm_pix``.
         """
-        mask = as_unit_mask(mask, unit_grid(*inputs.shape[-2:]), len(inputs))
-        return self.neck(self.backbone(inputs, mask), mask)
+        return self.neck(self.backbone(inputs, mask), mask, unit_grid(*inputs.shape[-2:]))
 
     def loss(
         self, inputs: Tensor, data_samples: list[DataSample] | None = None, **kwargs
@@ -130,11 +132,20 @@ class GreenMIM(BaseSelfSupervisor):
 
     def masked_loss(self, inputs: Tensor, mask: UnitMask | Tensor | np.ndarray) -> Tensor:
         """The loss for a given mask, as :meth:`reconstruct` takes it."""
-        mask = as_unit_mask(mask, unit_grid(*inputs.shape[-2:]), len(inputs))
+        mask, hidden, target = self._hidden(inputs, mask)
         prediction = self.reconstruct(inputs, mask)
-        # The head takes square images. Each hidden unit is one: images of any shape will do, and
-        # no target is made of what can be seen.
-        target = take_units(inputs, mask.hidden_units).flatten(0, 1)
-        hidden = to_device(mask.hidden_units, inputs.device)
         prediction = prediction.index_select(1, hidden).reshape(len(target), 1, -1)
         return self.head.loss(prediction, target, prediction.new_ones(len(target), 1))
+
+    @torch.compiler.disable
+    def _hidden(
+        self, inputs: Tensor, mask: UnitMask | Tensor | np.ndarray
+    ) -> tuple[UnitMask, Tensor, Tensor]:
+        """The mask, the numbers of its hidden units, and their pixels as images of one unit each.
+
+        The head takes square images: of single units, images of any shape will do, and no target
+        is made of what can be seen.
+        """
+        mask = as_unit_mask(mask, unit_grid(*inputs.shape[-2:]), len(inputs))
+        target = take_units(inputs, mask.hidden_units).flatten(0, 1)
+        return mask, to_device(mask.hidden_units, inputs.device), target
