@@ -13,7 +13,7 @@ FLOORS = [
     {'cli'},
     {'demo', 'benchmark', 'visualization'},
     {'verification'},
-    {'engine', 'evaluation'},
+    {'detectron2', 'engine', 'evaluation'},
     {'datasets'},
     {'models'},
     {'checkpoint'},

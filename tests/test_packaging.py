@@ -54,7 +54,9 @@ def wheel(source, tmp_path_factory):
 @pytest.fixture(scope='module')
 def site(wheel, tmp_path_factory):
     folder = tmp_path_factory.mktemp('site')
-    run('-m', 'pip', 'install', '--no-deps', '--no-index', '--no-compile', '--target', folder, wheel)
+    run(
+        '-m', 'pip', 'install', '--no-deps', '--no-index', '--no-compile', '--target', folder, wheel
+    )
     return folder
 
 
@@ -169,5 +171,7 @@ def test_libraries_find_the_recipes(python, site):
 @pytest.mark.parametrize('tool', ['train', 'test'])
 def test_tools_run_from_the_wheel(tool, site, python):
     path = site / f'greenmim_mm/.mim/tools/{tool}.py'
-    code = f"import runpy, sys; sys.argv[1:] = ['-h']; runpy.run_path({str(path)!r}, None, '__main__')"
+    code = (
+        f"import runpy, sys; sys.argv[1:] = ['-h']; runpy.run_path({str(path)!r}, None, '__main__')"
+    )
     assert 'usage:' in python(code)
