@@ -33,6 +33,7 @@ except ModuleNotFoundError as error:
     ) from error
 del detectron2
 
+# ruff: noqa: E402 (the library is looked for first)
 from .backbone import GreenSwin, GreenSwinV2
 from .config import (
     add_greenswin_config,

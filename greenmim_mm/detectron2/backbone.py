@@ -161,7 +161,7 @@ class GreenSwin(_Features, models.GreenSwin, Backbone):
             raise CheckpointError(
                 f'{path} holds another network than arch={self.arch}: {len(wrong)} of {len(own)} '
                 f'values differ in name or shape, e.g. {min(wrong)}; it holds '
-                f'embed_dims={network.architecture.embed_dims}, depths={network.architecture.depths}'
+                f'embed_dims={found.embed_dims}, depths={found.depths}'
             )
         self.load_state_dict({name: values[name] for name in own if name in values}, strict=False)
 
