@@ -158,6 +158,7 @@ class GreenSwin(_Features, models.GreenSwin, Backbone):
             name for name in own.keys() & values.keys() if own[name].shape != values[name].shape
         }
         if wrong:
+            found = network.architecture
             raise CheckpointError(
                 f'{path} holds another network than arch={self.arch}: {len(wrong)} of {len(own)} '
                 f'values differ in name or shape, e.g. {min(wrong)}; it holds '
