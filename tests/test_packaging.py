@@ -142,11 +142,20 @@ recipe = 'greenmim_mm::greenmim/greenmim_swin-tiny-w7_8xb256-amp-coslr-100e_in1k
 pathlib.Path('mine.py').write_text(f"_base_ = '{recipe}'\\ntrain_cfg = dict(max_epochs=3)\\n")
 mine = Config.fromfile('mine.py')
 import mmpretrain
+from mmengine.registry import DATASETS, MODELS
+from PIL import Image
+pathlib.Path('images').mkdir()
+Image.new('RGB', (300, 200)).save('images/image.png')
+mine.train_dataloader.dataset.update(data_root='images', data_prefix='')
+image = DATASETS.build(mine.train_dataloader.dataset)[0]['inputs']
+head = type(MODELS.build(mine.model).head).__name__
 model = mmpretrain.get_model('greenmim_swin-tiny-w7_8xb256-amp-coslr-100e_in1k')
 print(json.dumps(dict(
     package=str(package),
     type=get_config(recipe).model.type,
     mine=[mine.model.type, mine.model.backbone.arch, mine.train_cfg.max_epochs],
+    image=list(image.shape),
+    head=head,
     tools=(package / '.mim/tools/train.py').is_file(),
     listed=mmpretrain.list_models('greenmim*') + mmpretrain.list_models('*greenmim-mm'),
     parameters=sum(value.numel() for value in model.parameters()),
@@ -160,6 +169,8 @@ def test_libraries_find_the_recipes(python, site):
     assert told['package'] == str(site / 'greenmim_mm') and told['tools']
     assert told['type'] == 'greenmim_mm.GreenMIM'
     assert told['mine'] == ['greenmim_mm.GreenMIM', 'tiny', 3]
+    # Names of mmpretrain are found where a config inherits from the package by name.
+    assert told['image'] == [3, 224, 224] and told['head'] == 'MAEPretrainHead'
     own = {path.stem for path in (ROOT / 'configs/greenmim').glob('*.py')}
     assert len(told['listed']) == len(set(told['listed'])) > 10
     assert {name for name in told['listed'] if name.startswith('greenmim')} <= own

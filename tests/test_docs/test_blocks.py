@@ -114,15 +114,24 @@ def script_of(arguments: list[str]) -> list[str] | None:
         return rest
     if program in ('greenmim', '.venv/bin/greenmim'):
         return ['greenmim', *rest]
+    if program in ('torchrun', 'srun'):
+        first = next(i for i, word in enumerate(rest) if word in ('greenmim', 'greenmim_mm'))
+        return ['greenmim', *rest[first + 1 :]]
     if program == 'bash':
-        launcher = ROOT / rest[0]
-        assert launcher.is_file(), f'{rest[0]} does not exist'
-        tool = re.search(r'/(\w+\.py)"', launcher.read_text())[1]
-        # The launchers take a number of GPUs behind what the tool takes by place.
-        places = 1 if tool == 'train.py' else 2
-        assert rest[1 + places].isdigit(), f'{rest[0]} wants a number of GPUs in place {places}'
-        return [f'tools/{tool}', *rest[1 : 1 + places], *rest[2 + places :]]
+        return tool_of(*rest)
     return None
+
+
+def tool_of(launcher: str, *words: str) -> list[str]:
+    """The command that a launcher starts on every GPU; how many is one of its own words."""
+    script = ROOT / launcher
+    assert script.is_file(), f'{launcher} does not exist'
+    usage = re.search(r'usage: \$0 (.+?) \[options', script.read_text())[1].split()
+    given = dict(zip(usage, words, strict=False))
+    assert given.get('GPUS', '8').isdigit(), f'{launcher} takes {usage}'
+    tool = re.search(r'(\w+\.py)"', script.read_text())[1]
+    places = [given[name] for name in ('CONFIG', 'CHECKPOINT') if name in given]
+    return [f'tools/{tool}', *places, *words[len(usage) :]]
 
 
 def check_foreign(arguments: list[str]) -> None:
