@@ -15,13 +15,14 @@ endif
 VENV_PYTHON := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint demo golden clean
+.PHONY: help setup test lint docs demo golden clean
 
 help:
 	@echo "make setup             make .venv with the pinned stack (PYTHON=... picks the interpreter;"
 	@echo "                       STACK=openmmlab: the upstream stack, in its own environment)"
 	@echo "make test              run the tests (ARGS='-k masking' goes to pytest)"
 	@echo "make lint              ruff check and ruff format --check"
+	@echo "make docs              build the site of docs/ into work_dirs/site"
 	@echo "make demo              run the demo (QUICK=1 for the short one, MODEL=swinv2 for Swin V2,"
 	@echo "                       ARGS=... goes to it)"
 	@echo "make golden FILE=...   compare with a file of reference results"
@@ -44,6 +45,11 @@ test: setup
 lint: setup
 	@$(VENV_PYTHON) -m ruff check .
 	@$(VENV_PYTHON) -m ruff format --check .
+
+# Strict: a link that leads nowhere is an error. The theme's notice on MkDocs' future is none.
+docs: setup
+	@NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --quiet --strict
+	@echo "work_dirs/site/index.html"
 
 demo: setup
 	@$(VENV_PYTHON) tools/demo.py $(if $(QUICK),--quick) $(if $(MODEL),--model '$(MODEL)') $(ARGS)

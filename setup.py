@@ -29,10 +29,16 @@ def read_readme() -> str:
 
 EXTRAS = {
     name: read_requirements(name)
-    for name in ('maintained', 'openmmlab', 'demo', 'segmentation', 'tests')
+    for name in ('maintained', 'openmmlab', 'demo', 'segmentation', 'mim', 'tests', 'docs')
 }
 # The two OpenMMLab generations exclude each other; `all` takes the default one.
 EXTRAS['all'] = [line for name, lines in EXTRAS.items() if name != 'openmmlab' for line in lines]
+
+# Where MIM and mmengine look for them. No caches, whatever has been run in the clone.
+MIM = (
+    *('model-index.yml', 'configs/**/*.py', 'configs/**/*.yml', 'configs/**/*.md'),
+    *('tools/**/*.py', 'tools/*.sh'),
+)
 
 setup(
     name='greenmim-mm',
@@ -41,6 +47,7 @@ setup(
     long_description=read_readme(),
     long_description_content_type='text/markdown',
     author='greenmim-mm contributors',
+    project_urls={'Paper': 'https://arxiv.org/abs/2205.13515'},
     license='Apache-2.0',
     license_files=['LICENSE'],
     keywords=['computer vision', 'self-supervised learning', 'masked image modeling', 'swin'],
@@ -54,6 +61,9 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=['greenmim_mm', 'greenmim_mm.*']),
+    # greenmim_mm/.mim links to recipes and tools; setuptools follows links and packs files.
+    package_data={'greenmim_mm': [f'.mim/{pattern}' for pattern in MIM]},
+    entry_points={'console_scripts': ['greenmim = greenmim_mm.cli.main:main']},
     python_requires='>=3.10,<3.13',
     install_requires=read_requirements('runtime'),
     extras_require=EXTRAS,

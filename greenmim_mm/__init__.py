@@ -4,9 +4,12 @@ Importing the package is light: the model classes are found through the registri
 (``type='greenmim_mm.GreenSwin'``) or imported from :mod:`greenmim_mm.models`.
 """
 
+from .plugin import announce
 from .version import __version__
 
 __all__ = ['UnlabelledImages', '__version__']
+
+announce()
 
 
 def __getattr__(name: str) -> object:

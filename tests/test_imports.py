@@ -13,12 +13,12 @@ FLOORS = [
     {'cli'},
     {'demo', 'benchmark', 'visualization'},
     {'verification'},
-    {'engine', 'evaluation'},
+    {'detectron2', 'engine', 'evaluation'},
     {'datasets'},
     {'models'},
     {'checkpoint'},
     {'ops', 'registry'},
-    {'archs', 'extras', 'fileio', 'version'},
+    {'archs', 'extras', 'fileio', 'plugin', 'version'},
 ]
 HEIGHT = {room: len(FLOORS) - floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # A figure of the benchmark and a picture of the demo are drawn by `visualization`.

@@ -351,7 +351,7 @@ def check_imports(venv: Environment, wheel: Path, device: str) -> None:
 def set_up(venv: Environment) -> None:
     """Do every step and write the stamp last."""
     stack = venv.stack
-    names = (stack.name, 'runtime', 'demo', 'tests', *stack.extras, 'build')
+    names = (stack.name, 'runtime', 'demo', 'tests', 'docs', *stack.extras, 'build')
     files = [f'{ROOT}/requirements/{name}.txt' for name in names]
     pins = Path(files[0]).read_text(encoding='utf-8')
     pair = [pinned(pins, name) for name in ('torch', 'torchvision')]

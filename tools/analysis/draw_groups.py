@@ -15,7 +15,14 @@ import numpy as np
 from greenmim_mm.cli.errors import Parser
 from greenmim_mm.demo.data import DemoDataConfig, draw_scene
 from greenmim_mm.demo.scenes import PHOTOGRAPHS, load_digit_pools, load_photographs
-from greenmim_mm.ops import grouped_plan, mask_generator, random_mask, visible_tokens, window_grid
+from greenmim_mm.ops import (
+    as_unit_mask,
+    grouped_plan,
+    mask_generator,
+    random_mask,
+    visible_tokens,
+    window_grid,
+)
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402 - the backend comes first
@@ -44,7 +51,7 @@ def draw(path: Path) -> None:
     """Draw the four panels: image, windows, groups, the attention mask of a group."""
     units = IMAGE_SIZE // 32
     mask = random_mask(units**2, MASK_RATIO, mask_generator(MASK_SEED, 0, 0))
-    tokens = visible_tokens(mask, (units, units))[STAGE]
+    tokens = visible_tokens(as_unit_mask(mask, (units, units), 1))[STAGE]
     windows = window_grid(tokens.grid, WINDOW, shifted=True)
     plan = grouped_plan(tokens, windows)
     # Letters in reading order, for the windows that have a visible token.

@@ -21,6 +21,7 @@ train_dataloader = dict(
     sampler=dict(type='greenmim_mm.RepeatableSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
+        _scope_='mmpretrain',
         type='greenmim_mm.UnlabelledImages',
         data_root='data/imagenet',
         data_prefix='train',

@@ -1,4 +1,6 @@
 model = dict(
+    # Also where another package's config inherits this one, which sets the scope to greenmim_mm.
+    _scope_='mmpretrain',
     type='greenmim_mm.GreenMIM',
     mask_ratio=0.75,
     data_preprocessor=dict(

@@ -1,5 +1,7 @@
 # The windows and the image size are the recipe's: its authors pre-train with 6 at 192 pixels.
 model = dict(
+    # Also where another package's config inherits this one, which sets the scope to greenmim_mm.
+    _scope_='mmpretrain',
     type='SimMIM',
     data_preprocessor=dict(
         type='SelfSupDataPreprocessor',

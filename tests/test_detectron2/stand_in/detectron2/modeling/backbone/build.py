@@ -1,0 +1,3 @@
+from fvcore.common.registry import Registry
+
+BACKBONE_REGISTRY = Registry('BACKBONE')
