@@ -4,6 +4,7 @@ From the bottom up: :func:`read_checkpoint` turns a file into what it holds (wha
 its reader is decided there), :func:`load_checkpoint` finds the parameters in that.
 """
 
+import errno
 import json
 import pickle
 from collections import OrderedDict
@@ -82,7 +83,8 @@ def _read_file(path: str | Path, trust: bool, mmap: bool) -> dict[str, Any]:
         raise CheckpointError(f'{path} is damaged, or is no checkpoint: {error}') from error
     # A damaged or crafted file can fail in any way.
     except Exception as error:
-        if isinstance(error, OSError) and error.errno:
+        # A place before the beginning of a file is an invalid argument to the system.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         reason = _first_line(error)
         if isinstance(error, pickle.UnpicklingError):
