@@ -19,7 +19,7 @@ from torch import Tensor
 NOTE = 'greenmim_mm'
 
 # A Swin-L with its optimizer, schedules and logs has some 50,000 steps and 5,000 calls.
-_MAX_STEPS, _MAX_CALLS = 2_000_000, 200_000
+_MAX_STEPS, _MAX_CALLS = 1_000_000, 200_000
 _MAX_DIMS = 64
 # Steps of the binary protocols. Those left out allocate before they read (bytearrays), parse
 # numbers from text, look names up in a registry, or fill sets, whose elements are hashed.
@@ -64,12 +64,18 @@ def scan(data: bytes, start: int = 0) -> int:
     marks: list[int] = []
     memo: dict[int, int] = {}
     steps = calls = 0
-    for opcode, argument, position in pickletools.genops(source):
+    name = None
+    while name != 'STOP':
+        position = source.tell()
+        opcode = pickletools.code2op.get(source.read(1).decode('latin-1'))
+        # Before its argument: pickletools.genops would make a number of a million digits.
+        if opcode is None or opcode.name not in _STEPS:
+            what = 'what stands' if opcode is None else opcode.name
+            raise pickle.UnpicklingError(f'{what} at byte {position} is no step of a checkpoint')
         name = opcode.name
+        argument = None if opcode.arg is None else opcode.arg.reader(source)
         steps += 1
         calls += name in _CALL_STEPS
-        if name not in _STEPS:
-            raise pickle.UnpicklingError(f'{name} at byte {position} is no step of a checkpoint')
         if steps > _MAX_STEPS or calls > _MAX_CALLS:
             raise pickle.UnpicklingError(f'its pickle has more than {steps - 1} steps')
         if name == 'FRAME' and argument > len(data) - position:

@@ -29,7 +29,15 @@ from ..ops import (
     visible_tokens,
 )
 from ..registry import MODELS
-from .layers import PatchEmbed, PatchMerging, SwinBlock, SwinStage, WindowMSA, check_types, layer_norm
+from .layers import (
+    PatchEmbed,
+    PatchMerging,
+    SwinBlock,
+    SwinStage,
+    WindowMSA,
+    check_types,
+    layer_norm,
+)
 
 PATCH_SIZE = 4
 
@@ -140,7 +148,9 @@ class GreenSwin(BaseModule):
         self.window_sizes = _check_window_size(window_size, num_stages)
         self.img_size = _check_img_size(img_size)
         if in_channels < 1 or not 0 < mlp_ratio < float('inf'):
-            raise ValueError(f'in_channels={in_channels} and mlp_ratio={mlp_ratio} must be positive')
+            raise ValueError(
+                f'in_channels={in_channels} and mlp_ratio={mlp_ratio} must be positive'
+            )
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate={drop_path_rate} must lie in [0, 1)')
         if with_cp != 'mlp' and (not isinstance(with_cp, int) or with_cp < 0):

@@ -11,6 +11,7 @@ Example:
 """
 
 import argparse
+import ctypes
 import json
 import os
 import random
@@ -332,6 +333,8 @@ def read_apart(original: Original, path: Path, whole: Path, size: int) -> Result
             resource.setrlimit(resource.RLIMIT_AS, (room, room))
             signal.alarm(MAX_WAIT)
             _read(original, whole)
+            # Or memory that was used for the whole file would be used again unseen.
+            ctypes.CDLL(None).malloc_trim(0)
             # What the process has used at most is counted from here.
             Path('/proc/self/clear_refs').write_text('5')
             before, start = _status('VmRSS'), time.process_time()
