@@ -6,6 +6,8 @@ pickle asks for, cannot be told before torch 2.5 to admit mmengine's log buffers
 to run code before 2.6 (CVE-2025-32434).
 """
 
+import io
+import mmap
 import pickle
 import sys
 import zipfile
@@ -39,14 +41,14 @@ class _Place:
     intact: bool = True
 
 
-def read_torch_file(path: Path, refused: list[str], trust: bool, mmap: bool) -> Any:
+def read_torch_file(path: Path, refused: list[str], trust: bool, mapped: bool) -> Any:
     """Read a file of ``torch.save``.
 
     Args:
         path: The file.
         refused: Names that the file would import are added to it; then the result is of no use.
         trust: Leave reading to ``torch.load(weights_only=False)``, which runs what is named.
-        mmap: Map tensors from an archive instead of copying them.
+        mapped: Map tensors from an archive instead of copying them.
 
     Raises:
         DamageError: If it is an archive and its entries do not add up, or the checksum of one that
@@ -57,7 +59,7 @@ def read_torch_file(path: Path, refused: list[str], trust: bool, mmap: bool) -> 
         magic = file.read(len(_LEGACY_MAGIC))
         file.seek(0)
         if magic.startswith(_ZIP_MAGIC):
-            return _read_archive(path, file, refused, trust, mmap)
+            return _read_archive(path, file, refused, trust, mapped)
         if magic != _LEGACY_MAGIC:
             raise ValueError('not a file of torch.save')
         if not trust:
@@ -71,7 +73,7 @@ def is_archive(path: Path) -> bool:
         return file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
 
 
-def _read_archive(path: Path, file: BinaryIO, refused: list[str], trust: bool, mmap: bool) -> Any:
+def _read_archive(path: Path, file: BinaryIO, refused: list[str], trust: bool, mapped: bool) -> Any:
     with zipfile.ZipFile(file) as archive:
         records = _check_records(archive, path.stat().st_size)
         roots = [name.removesuffix('data.pkl') for name in records if _is_pickle(name)]
@@ -91,11 +93,11 @@ def _read_archive(path: Path, file: BinaryIO, refused: list[str], trust: bool, m
     if trust:
         if bad := next((key for key, place in places.items() if not place.intact), None):
             raise DamageError(f'the checksum of data/{bad} differs')
-        return torch.load(path, 'cpu', weights_only=False, mmap=mmap)
+        return torch.load(path, 'cpu', weights_only=False, mmap=mapped)
     data = others['data.pkl']
-    scan(data)
+    scan(io.BytesIO(data))
     swapped = others.get('byteorder', b'little').decode() != sys.byteorder
-    return unpickle(data, _storages(path, places, mmap and not swapped, swapped), refused)
+    return unpickle(data, _storages(path, places, mapped and not swapped, swapped), refused)
 
 
 def _is_pickle(name: str) -> bool:
@@ -148,33 +150,30 @@ def _data_start(file: BinaryIO, record: zipfile.ZipInfo) -> int:
 
 def _read_pickles(path: Path, file: BinaryIO, refused: list[str]) -> Any:
     """Read a number, a version, facts about the writer, the content, keys, and their storages."""
-    # Numbers come last: what is scanned ends before them.
-    data = file.read()
-    ends = [0]
-    for _ in range(5):
-        ends.append(scan(data, ends[-1]))
-    parts = [data[start:end] for start, end in zip(ends, ends[1:], strict=False)]
-    facts, keys = (unpickle(parts[i], _no_storage, refused) for i in (2, 4))
-    swapped = facts.get('little_endian', True) != (sys.byteorder == 'little')
-    sizes: dict[str, int] = {}
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        ends = [0, *(scan(data) for _ in range(5))]
+        parts = [data[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+        facts, keys = (unpickle(parts[i], _no_storage, refused) for i in (2, 4))
+        swapped = facts.get('little_endian', True) != (sys.byteorder == 'little')
+        sizes: dict[str, int] = {}
 
-    def width(key: str, dtype: torch.dtype, count: int) -> Storage:
-        sizes[key] = dtype.itemsize
-        return Storage(dtype, torch.UntypedStorage(0), intact=False)
+        def width(key: str, dtype: torch.dtype, count: int) -> Storage:
+            sizes[key] = dtype.itemsize
+            return Storage(dtype, torch.UntypedStorage(0), intact=False)
 
-    # Storages tell their lengths in numbers, of which the content alone knows the type.
-    unpickle(parts[3], width, [])
-    places, start = {}, ends[-1]
-    for key in keys:
-        count = int.from_bytes(data[start : start + 8], sys.byteorder)
-        size = count * sizes[key]
-        start += 8
-        if start + size > len(data):
-            raise DamageError(f'storage {key} claims {size} bytes, {len(data) - start} are left')
-        places[key] = _Place(start, size)
-        start += size
-    del data
-    return unpickle(parts[3], _storages(path, places, mmap=False, swapped=swapped), refused)
+        # Storages tell their lengths in numbers, of which the content alone knows the type.
+        unpickle(parts[3], width, [])
+        places, start = {}, ends[-1]
+        for key in keys:
+            size = int.from_bytes(data[start : start + 8], sys.byteorder) * sizes[key]
+            start += 8
+            if start + size > len(data):
+                raise DamageError(
+                    f'storage {key} claims {size} bytes, {len(data) - start} are left'
+                )
+            places[key] = _Place(start, size)
+            start += size
+    return unpickle(parts[3], _storages(path, places, mapped=False, swapped=swapped), refused)
 
 
 def _no_storage(key: str, dtype: torch.dtype, count: int) -> Storage:
@@ -182,7 +181,7 @@ def _no_storage(key: str, dtype: torch.dtype, count: int) -> Storage:
 
 
 def _storages(
-    path: Path, places: Mapping[str, _Place], mmap: bool, swapped: bool
+    path: Path, places: Mapping[str, _Place], mapped: bool, swapped: bool
 ) -> Callable[[str, torch.dtype, int], Storage]:
     """Gives the storages of a file; one for each key, so that tensors share what they shared."""
     # Private: what is written to it does not reach the file.
@@ -198,7 +197,7 @@ def _storages(
         if key not in cache:
             data = whole[place.start : place.start + place.size]
             # Processors may want numbers at multiples of their size.
-            if not mmap or place.start % dtype.itemsize:
+            if not mapped or place.start % dtype.itemsize:
                 data = data.clone()
             if swapped:
                 data.byteswap(dtype)

@@ -10,7 +10,8 @@ import pickletools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from mmap import mmap
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -41,24 +42,25 @@ _CALL_STEPS = {'REDUCE', 'NEWOBJ', 'NEWOBJ_EX', 'BUILD', 'BINPERSID', 'GLOBAL', 
 _OTHER, _FLAT, _DEEP = 0, 1, 2
 
 
-def scan(data: bytes, start: int = 0) -> int:
+def scan(source: BinaryIO | mmap) -> int:
     """Check a pickle without running it.
 
     Bounded are its steps and calls, indices of the memo (unpicklers allocate up to the largest),
     lengths of strings and numbers (which must lie in the file), and tuples that serve as keys.
 
     Args:
-        data: Bytes with a pickle.
-        start: Where it begins.
+        source: A file that stands at the beginning of the pickle.
 
     Returns:
-        Where it ends.
+        Where the pickle ends.
 
     Raises:
         pickle.UnpicklingError: If it has steps that no checkpoint has, or asks for too much.
         ValueError: If it is cut off.
     """
-    source = io.BytesIO(data)
+    start = source.tell()
+    source.seek(0, io.SEEK_END)
+    size = source.tell()
     source.seek(start)
     stack: list[int] = []
     marks: list[int] = []
@@ -78,7 +80,7 @@ def scan(data: bytes, start: int = 0) -> int:
         calls += name in _CALL_STEPS
         if steps > _MAX_STEPS or calls > _MAX_CALLS:
             raise pickle.UnpicklingError(f'its pickle has more than {steps - 1} steps')
-        if name == 'FRAME' and argument > len(data) - position:
+        if name == 'FRAME' and argument > size - position:
             raise pickle.UnpicklingError(f'a frame of {argument} bytes does not fit')
         try:
             if name == 'MARK':

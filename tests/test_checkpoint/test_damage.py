@@ -166,7 +166,7 @@ PICKLES = {
     'memo index ': b'\x80\x04}r\xff\xff\xff\x0f.',
     'a key': TUPLES,
     # Hashing goes into each tuple, until the stack of the process ends.
-    'is a key': b'}(' + b')' + b'\x85' * 1_000_000 + b'K\x00u.',
+    'is a key': b'}(' + b')' + b'\x85' * 500_000 + b'K\x00u.',
     'BYTEARRAY8': b'\x80\x05\x96' + struct.pack('<Q', 1 << 40) + b'.',
     'bytes': b'\x80\x04\x8e' + struct.pack('<Q', 1 << 40) + b'.',
     'a frame': b'\x80\x04\x95' + struct.pack('<Q', 1 << 40) + b'}.',
