@@ -5,7 +5,7 @@ from .contents import check_contents, coco_classes
 from .errors import DataError
 from .files import check_dataset
 from .listing import find_images
-from .loading import LoadImageFromFile
+from .loading import LoadImageFromFile, PassOverBadImages
 from .reading import UnreadableImageError, read_image
 from .sampling import Draw, RepeatableSampler, seeded
 from .unlabelled import UnlabelledImages
@@ -15,6 +15,7 @@ __all__ = [
     'DataError',
     'Draw',
     'LoadImageFromFile',
+    'PassOverBadImages',
     'RepeatableSampler',
     'UnlabelledImages',
     'UnreadableImageError',
