@@ -15,12 +15,14 @@ endif
 VENV_PYTHON := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint docs demo golden clean
+.PHONY: help setup test stress lint docs demo golden clean
 
 help:
 	@echo "make setup             make .venv with the pinned stack (PYTHON=... picks the interpreter;"
 	@echo "                       STACK=openmmlab: the upstream stack, in its own environment)"
 	@echo "make test              run the tests (ARGS='-k masking' goes to pytest)"
+	@echo "make stress            the long tests: 2,000 damaged checkpoints, many examples of the"
+	@echo "                       properties, 20 times kill -9, a run of 3,500 steps (an hour and more)"
 	@echo "make lint              ruff check and ruff format --check"
 	@echo "make docs              build the site of docs/ into work_dirs/site"
 	@echo "make demo              run the demo (QUICK=1 for the short one, MODEL=swinv2 for Swin V2,"
@@ -41,6 +43,15 @@ setup:
 # Tests are many and small: two processes of one thread each beat one of two threads.
 test: setup
 	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n 2 --dist loadfile $(ARGS)
+
+# One after the other: two cores are little, and time is one of the things that are measured.
+stress: setup
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) tools/analysis/fuzz_checkpoints.py --cases 2000
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q --hypothesis-profile=stress \
+		tests/test_ops/test_ops_properties.py tests/test_models/test_model_properties.py \
+		tests/test_checkpoint/test_checkpoint_properties.py
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) tools/analysis/stress_interruption.py --kills 20
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) tools/analysis/long_run.py --pretrain 3000 --detect 500
 
 lint: setup
 	@$(VENV_PYTHON) -m ruff check .

@@ -3,6 +3,18 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Examples of the properties: few and always the same ones here, many in `make stress`.
+settings.register_profile('default', derandomize=True, max_examples=20, deadline=None)
+settings.register_profile(
+    'stress',
+    derandomize=False,
+    max_examples=400,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile('default')
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -13,6 +13,13 @@ from .notes import licence_of, sha256
 from .text import MAX_LENGTH, printable
 from .transforms import BUFFERS
 
+# A file with a checksum that differs is not inspected but refused, with the name of the key.
+_CHECKED = {
+    'tensors': 'verified (a checksum of each tensor)',
+    'records': 'verified (CRC-32 of each record of the archive)',
+    None: 'not verified: the file carries no checksum',
+}
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -33,6 +40,8 @@ class Inspection:
         licence: Licence note that comes with it or its format, or None.
         others: What else it holds, e.g. 'optimizer', and parts of a model beside the backbone.
         usage: The line of Python that builds its model, see :func:`build_line`.
+        checked: By which checksums it was found to be whole, see
+            :class:`~greenmim_mm.checkpoint.Checkpoint`.
     """
 
     path: Path
@@ -49,6 +58,7 @@ class Inspection:
     licence: str | None
     others: tuple[str, ...]
     usage: str
+    checked: str | None
 
     def summary(self) -> str:
         """All of it, a line each."""
@@ -57,6 +67,7 @@ class Inspection:
         lines = {
             'file': f'{self.path} ({self.size / 1e6:.1f} MB)',
             'sha256': self.sha256,
+            'numbers are': _CHECKED[self.checked],
             'format': f'{self.format} ({FORMATS[self.format].description})',
             'kind': self.kind,
             'network': f'Swin V{arch.version} {arch.name or "of its own size"}',
@@ -105,7 +116,7 @@ def inspect_checkpoint(path: str | Path, source: str = AUTO, trust: bool = False
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If it is damaged or no Swin.
+        CheckpointError: If it is damaged, and then at which key, or no Swin.
         ValueError: If the format is unknown.
     """
     network = read_network(path, source, trust)
@@ -136,6 +147,7 @@ def inspect_checkpoint(path: str | Path, source: str = AUTO, trust: bool = False
         licence=licence_of(checkpoint, network.source),
         others=tuple(name for name in checkpoint.left_out if name != 'meta'),
         usage=build_line(architecture, network.source, path, state_dict, checkpoint.config),
+        checked=checkpoint.checked,
     )
 
 

@@ -4,147 +4,31 @@ From the bottom up: :func:`read_checkpoint` turns a file into what it holds (wha
 its reader is decided there), :func:`load_checkpoint` finds the parameters in that.
 """
 
-import io
+import errno
 import json
 import pickle
-import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .checksums import CHECKSUMS, find_changed
+from .containers import MAX_HEADER, DamageError, is_archive, read_torch_file
+from .unpickling import NOTE, OTHER_TENSORS, damaged_key
+
 # What a folder of Hugging Face's transformers holds.
 CONFIG_FILE, WEIGHTS_FILE = 'config.json', 'model.safetensors'
-# Where a file that is a bare dict of parameters, and config.json, keep a note of where it is from.
-NOTE = 'greenmim_mm'
 # Put before the names by wrappers of a model.
 _WRAPPERS = ('module.', '_orig_mod.')
 
 
 class CheckpointError(ValueError):
     """A file is no checkpoint, is damaged, or belongs to another architecture."""
-
-
-class _StandIn:
-    """Stands for an object of training that conversion does not need: takes anything, does nothing.
-
-    The methods are those by which a pickle fills an object.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, item: Any) -> None:
-        pass
-
-    def extend(self, items: Any) -> None:
-        pass
-
-
-class _Call:
-    """A function that a pickle may call and cannot alter, as it could a plain function or class."""
-
-    __slots__ = ('_function',)
-
-    def __init__(self, function: Callable) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError('the pickle tries to alter a function')
-
-
-# What parameters are made of. Storages are torch.load's own business.
-_CALLS = {
-    'collections.OrderedDict': _Call(OrderedDict),
-    'torch._utils._rebuild_parameter': _Call(torch._utils._rebuild_parameter),
-    'torch._utils._rebuild_tensor': _Call(torch._utils._rebuild_tensor),
-    'torch._utils._rebuild_tensor_v2': _Call(torch._utils._rebuild_tensor_v2),
-}
-# How torch saves tensors of its newest types. Its storages without a type would have to be handed
-# out as the class itself, which allocates whatever a file asks for.
-_OTHER_TENSORS = {'torch._utils._rebuild_tensor_v3', 'torch.storage.UntypedStorage'}
-# What mmengine and the authors' trainers write besides: log buffers with their statistics,
-# numpy values, schedules, arguments and configs. None of them is imported or called.
-_STAND_INS = {
-    '_codecs.encode',
-    'argparse.Namespace',
-    'builtins.getattr',
-    'builtins.set',
-    'collections.Counter',
-    'collections.defaultdict',
-    'mmengine.config.config.ConfigDict',
-    'mmengine.logging.history_buffer.HistoryBuffer',
-    'numpy._core.multiarray._reconstruct',
-    'numpy._core.multiarray.scalar',
-    'numpy.core.multiarray._reconstruct',
-    'numpy.core.multiarray.scalar',
-    'numpy.dtype',
-    'numpy.ndarray',
-    'pathlib.PosixPath',
-    'torch.Size',
-    'torch.device',
-    'yacs.config.CfgNode',
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Unpickler that knows a fixed list of names and imports nothing for them.
-
-    Other names are collected in ``refused``; stand-ins take their places to the end of the file,
-    so that all of them can be told.
-    """
-
-    refused: list[str]
-
-    def find_class(self, module: str, name: str) -> Any:
-        # Files are written with pickle protocol 2, which calls builtins as Python 2 did.
-        full_name = f'{module.replace("__builtin__", "builtins")}.{name}'
-        if full_name in _CALLS:
-            return _CALLS[full_name]
-        if full_name not in _STAND_INS:
-            # Not getattr: it would import torch's lazy submodules.
-            if module == 'torch' and isinstance(vars(torch).get(name), torch.dtype):
-                return vars(torch)[name]
-            # The number is bounded: a crafted file may name millions.
-            if full_name not in self.refused and len(self.refused) < 1000:
-                self.refused.append(full_name)
-        return _StandIn
-
-
-def _pickle_module(refused: list[str]) -> SimpleNamespace:
-    """What ``torch.load`` takes for the pickle module; refused names go into the list.
-
-    ``weights_only=True`` will not do: before torch 2.5 it cannot be told to admit mmengine's log
-    buffers, and before 2.6 it could be made to run code (CVE-2025-32434).
-    """
-    unpickler = type('Unpickler', (_Unpickler,), {'refused': refused})
-
-    def load(file: BinaryIO, **kwargs: Any) -> Any:
-        return unpickler(file, **kwargs).load()
-
-    return SimpleNamespace(__name__=__name__, Unpickler=unpickler, load=load)
-
-
-_ZIP_MAGIC = b'PK\x03\x04'
-# torch before 1.6 began its files with this number, pickled.
-_LEGACY_MAGIC = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
-# Beside tensors a file has names, numbers and logs; a large config has some hundred kilobytes.
-_MAX_HEADER = 100 << 20
 
 
 def read_checkpoint(path: str | Path, trust: bool = False, mmap: bool = False) -> dict[str, Any]:
@@ -165,8 +49,21 @@ def read_checkpoint(path: str | Path, trust: bool = False, mmap: bool = False) -
     Raises:
         FileNotFoundError: If there is no such file.
         CheckpointError: If the file is truncated, is no checkpoint, claims more than it holds
-            (as zip bombs do), or would run code; then it says which names it would call.
+            (as zip bombs do), has a checksum that differs (of a record of its archive, or of a
+            tensor in its note; the message names the key), or would run code; then it says which
+            names it would call.
     """
+    content = _read_file(path, trust, mmap)
+    if (key := _changed_key(content, path)) is not None:
+        raise CheckpointError(
+            f'{path} is damaged: {key} (not what was written by its checksum); get the file again, '
+            f'or if it was changed on purpose, remove {CHECKSUMS} from its note'
+        )
+    return content
+
+
+def _read_file(path: str | Path, trust: bool, mmap: bool) -> dict[str, Any]:
+    """What a file holds, by the checksums of its container."""
     if '://' in str(path):
         raise FileNotFoundError(f'checkpoint {path} is a URL; download it and give the file')
     path = Path(path)
@@ -175,15 +72,19 @@ def read_checkpoint(path: str | Path, trust: bool = False, mmap: bool = False) -
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     refused: list[str] = []
+    content = None
     try:
         if path.suffix == '.safetensors':
             return _read_safetensors(path)
-        content = _read_torch(path, refused, trust, mmap)
+        content = read_torch_file(path, refused, trust, mmap)
     except CheckpointError:
         raise
+    except DamageError as error:
+        raise CheckpointError(f'{path} is damaged, or is no checkpoint: {error}') from error
     # A damaged or crafted file can fail in any way.
     except Exception as error:
-        if isinstance(error, OSError) and error.errno:
+        # A place before the beginning of a file is an invalid argument to the system.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         reason = _first_line(error)
         if isinstance(error, pickle.UnpicklingError):
@@ -195,8 +96,7 @@ def read_checkpoint(path: str | Path, trust: bool = False, mmap: bool = False) -
             raise CheckpointError(
                 f'{path} is truncated or is no checkpoint ({path.stat().st_size} bytes): {reason}'
             ) from error
-        content = None
-    if refused and all(name in _OTHER_TENSORS for name in refused):
+    if refused and all(name in OTHER_TENSORS for name in refused):
         raise CheckpointError(
             f'{path} holds tensors that are kept in a way that is not read, as torch keeps 8-bit '
             f'floats ({_listed(refused)}); save them as float32 where the file is from'
@@ -209,50 +109,11 @@ def read_checkpoint(path: str | Path, trust: bool = False, mmap: bool = False) -
         )
     if not isinstance(content, dict):
         raise CheckpointError(f'{path} holds a {type(content).__name__}, not a checkpoint dict')
-    return content
-
-
-def _read_torch(path: Path, refused: list[str], trust: bool, mmap: bool) -> Any:
-    """Read a file of ``torch.save``; with ``refused`` filled the result is of no use."""
-    with path.open('rb') as file:
-        magic = file.read(len(_LEGACY_MAGIC))
-        file.seek(0)
-        if magic.startswith(_ZIP_MAGIC):
-            _check_archive(path)
-            # torch.load hands TorchScript to an interpreter of its own, past our unpickler.
-            if 'constants.pkl' in torch._C.PyTorchFileReader(file).get_all_records():
-                raise ValueError('this is a TorchScript program, not a checkpoint')
-        elif magic != _LEGACY_MAGIC:
-            raise ValueError('not a file of torch.save')
-        elif not trust:
-            # On a real file torch.load first tries its oldest format, a tar archive to unpack.
-            source: Any = io.BytesIO(file.read())
-    options: dict[str, Any] = dict(map_location='cpu', weights_only=False)
-    if magic.startswith(_ZIP_MAGIC):
-        options['mmap'] = mmap
-        source = str(path)
-    elif trust:
-        source = str(path)
-    if not trust:
-        options['pickle_module'] = _pickle_module(refused)
-    return torch.load(source, **options)
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse an archive that claims more than the file holds: torch stores without compression."""
-    size = path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
-        records = archive.infolist()
-    if any(record.filename.endswith('/constants.pkl') for record in records):
-        raise ValueError('this is a TorchScript program, not a checkpoint')
-    declared = sum(record.file_size for record in records)
-    packed = next((r.filename for r in records if r.compress_type != zipfile.ZIP_STORED), None)
-    if declared > size or packed is not None:
-        what = f'record {packed} is compressed' if packed else 'its records overlap'
+    if (key := damaged_key(content)) is not None:
         raise CheckpointError(
-            f'{path} is no checkpoint, perhaps a zip bomb: {size} bytes would unpack to {declared}'
-            f' and {what}; torch.save never compresses'
+            f'{path} is damaged: {key} (its checksum in the archive differs); get the file again'
         )
+    return content
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -260,7 +121,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     with path.open('rb') as file:
         length = int.from_bytes(file.read(8), 'little')
-    if size < 8 or length > min(size - 8, _MAX_HEADER):
+    if size < 8 or length > min(size - 8, MAX_HEADER):
         raise CheckpointError(
             f'{path} is truncated or is no checkpoint: its safetensors header claims {length} '
             f'bytes of {size}'
@@ -279,6 +140,23 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def _changed_key(content: Mapping[str, Any], path: str | Path) -> str | None:
+    """The first parameter that is not what a note says of it; None if all are, or it has none."""
+    parameters = _parameters(content)
+    for note in _notes(content, parameters):
+        if CHECKSUMS in note and isinstance(parameters, Mapping):
+            tensors = _named_tensors(parameters)
+            _check_sizes(tensors, path)
+            return find_changed(tensors, note[CHECKSUMS])
+    return None
+
+
+def _notes(content: Mapping[str, Any], parameters: Any) -> list[Mapping[str, Any]]:
+    """What a file says about itself: under 'meta', and beside parameters that are its dict."""
+    bare = vars(parameters).get(NOTE) if isinstance(parameters, OrderedDict) else None
+    return [note for note in (content.get('meta'), bare) if isinstance(note, Mapping)]
+
+
 def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a folder of Hugging Face's: what the weights' file holds, and ``config.json``.
 
@@ -293,8 +171,8 @@ def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f'folder with {CONFIG_FILE} and {WEIGHTS_FILE}'
         )
     try:
-        settings = json.loads(config.read_bytes()[:_MAX_HEADER])
-    except ValueError as error:
+        settings = json.loads(config.read_bytes()[:MAX_HEADER])
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f'{config} is no JSON: {_first_line(error)}') from error
     if not isinstance(settings, dict):
         raise CheckpointError(f'{config} holds a {type(settings).__name__}, not a dict')
@@ -320,6 +198,8 @@ class Checkpoint:
         left_out: What it holds besides, e.g. 'optimizer'.
         config: ``config.json`` of a folder of Hugging Face's, or None.
         skipped: Entries among the parameters that are no tensors, or have no name.
+        checked: By which checksums it was found to be whole: 'tensors' (those in a note of ours),
+            'records' (CRC-32 of an archive), or None, as it has none.
     """
 
     path: Path
@@ -328,6 +208,7 @@ class Checkpoint:
     left_out: tuple[str, ...] = ()
     config: dict[str, Any] | None = None
     skipped: tuple[str, ...] = ()
+    checked: str | None = None
 
     @property
     def weights_file(self) -> Path:
@@ -364,13 +245,15 @@ def load_checkpoint(
     parameters = content if inner is None else content[inner]
     # Authors' trainers write their numbers beside the parameters, mmengine's under 'meta'.
     meta = {key: content[key] for key in ('epoch', 'iter', 'step') if key in content}
-    for said in (
-        content.get('meta'),
-        (config or {}).get(NOTE),
-        vars(parameters).get(NOTE) if isinstance(parameters, OrderedDict) else None,
-    ):
+    notes = _notes(content, _parameters(content))
+    for said in (*notes, (config or {}).get(NOTE)):
         if isinstance(said, Mapping):
             meta.update((str(key), value) for key, value in said.items())
+    checked = None
+    if meta.pop(CHECKSUMS, None) and inner == _parameters_key(content):
+        checked = 'tensors'
+    elif config is None and is_archive(path):
+        checked = 'records'
     left_out = tuple(
         str(key) for key, value in content.items() if key != inner and not isinstance(value, Tensor)
     )
@@ -380,7 +263,7 @@ def load_checkpoint(
         for name, value in parameters.items()
         if inner is not None and not (isinstance(name, str) and isinstance(value, Tensor))
     )
-    return Checkpoint(path, state_dict, plain, left_out, config, skipped)
+    return Checkpoint(path, state_dict, plain, left_out, config, skipped, checked)
 
 
 def find_state_dict(
@@ -405,13 +288,7 @@ def find_state_dict(
         )
     key = key or _parameters_key(checkpoint)
     inner = checkpoint if key is None else checkpoint[key]
-    tensors = {}
-    if isinstance(inner, Mapping):
-        tensors = {
-            key: value
-            for key, value in inner.items()
-            if isinstance(key, str) and isinstance(value, Tensor)
-        }
+    tensors = _named_tensors(inner) if isinstance(inner, Mapping) else {}
     others = [name for name, value in checkpoint.items() if _holds_tensors(value)]
     if not tensors and others:
         raise CheckpointError(
@@ -422,14 +299,7 @@ def find_state_dict(
             f'{path} holds no parameters: found the keys {list(checkpoint)[:5]}, but neither '
             "'state_dict' nor 'model' with tensors"
         )
-    for name, value in tensors.items():
-        # A few bytes can pose as a tensor of any size, which the first copy would make real.
-        if value.layout == torch.strided and (
-            value.numel() * value.element_size() > value.untyped_storage().nbytes()
-        ):
-            raise CheckpointError(
-                f'{path}: {name} claims {value.numel()} values, the file has fewer for it'
-            )
+    _check_sizes(tensors, path)
     # mmengine counts the steps of its averages among their parameters.
     named = {name: value for name, value in tensors.items() if name != 'steps'}
     while named and (
@@ -441,6 +311,26 @@ def find_state_dict(
 
 def _holds_tensors(value: Any) -> bool:
     return isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values())
+
+
+def _named_tensors(parameters: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {k: v for k, v in parameters.items() if isinstance(k, str) and isinstance(v, Tensor)}
+
+
+def _check_sizes(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    for name, value in tensors.items():
+        # A few bytes can pose as a tensor of any size, which the first copy would make real.
+        if value.layout == torch.strided and (
+            value.numel() * value.element_size() > value.untyped_storage().nbytes()
+        ):
+            raise CheckpointError(
+                f'{path}: {name} claims {value.numel()} values, the file has fewer for it'
+            )
+
+
+def _parameters(checkpoint: Mapping[str, Any]) -> Any:
+    key = _parameters_key(checkpoint)
+    return checkpoint if key is None else checkpoint[key]
 
 
 def _parameters_key(checkpoint: Mapping[str, Any]) -> str | None:

@@ -21,10 +21,12 @@ from ..fileio import (
     check_space,
     plain_rights,
 )
+from .checksums import CHECKSUMS, make_checksums
 from .formats import FORMATS, find_format
 from .huggingface import make_config
 from .network import network_of
-from .reading import CONFIG_FILE, NOTE, WEIGHTS_FILE
+from .reading import CONFIG_FILE, WEIGHTS_FILE
+from .unpickling import NOTE
 
 TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
 SAFETENSORS_SUFFIX = '.safetensors'
@@ -72,25 +74,27 @@ def writing(
 ) -> Iterator[Path]:
     """Where the written file or folder lies until the block has ended and it takes its place.
 
-    Arguments and errors are those of :func:`save_checkpoint`.
+    Arguments and errors are those of :func:`save_checkpoint`. To the note come checksums of the
+    parameters.
     """
     path = Path(path)
     check_target(path, target, force)
     check_space(path, sum(value.numel() * value.element_size() for value in state_dict.values()))
+    checked = {**note, CHECKSUMS: make_checksums(state_dict)}
     if target == 'huggingface':
         with atomic_folder(path, force, _check_replaced) as temporary:
-            _write_folder(state_dict, {**(config or {}), NOTE: dict(note)}, note, temporary)
+            _write_folder(state_dict, {**(config or {}), NOTE: dict(note)}, checked, temporary)
             yield temporary
         return
     with atomic_path(path, force) as temporary:
         if path.suffix == SAFETENSORS_SUFFIX:
-            _write_safetensors(state_dict, temporary, note)
+            _write_safetensors(state_dict, temporary, checked)
         elif wrapper := FORMATS[target].wrapper:
-            _write_torch({'meta': dict(note), wrapper: dict(state_dict)}, temporary)
+            _write_torch({'meta': checked, wrapper: dict(state_dict)}, temporary)
         else:
             # Such files are the dict itself; an attribute is all that can be added to it.
             bare = OrderedDict(state_dict)
-            setattr(bare, NOTE, dict(note))
+            setattr(bare, NOTE, checked)
             _write_torch(bare, temporary)
         yield temporary
 

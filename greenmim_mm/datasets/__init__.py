@@ -6,7 +6,7 @@ from .cropping import LoadRandomResizedCrop
 from .errors import DataError
 from .files import check_dataset
 from .listing import find_images
-from .loading import LoadImageFromFile
+from .loading import LoadImageFromFile, PassOverBadImages
 from .reading import UnreadableImageError, read_image
 from .sampling import Draw, RepeatableSampler, seeded
 from .unlabelled import UnlabelledImages
@@ -17,6 +17,7 @@ __all__ = [
     'Draw',
     'LoadImageFromFile',
     'LoadRandomResizedCrop',
+    'PassOverBadImages',
     'RepeatableSampler',
     'UnlabelledImages',
     'UnreadableImageError',

@@ -45,7 +45,7 @@ class UnlabelledImages(BaseDataset):
         data_root: str | Sequence[str] = '',
         data_prefix: str = '',
         pipeline: Sequence[dict | Callable] = (),
-        max_bad: float = 0.01,
+        max_bad: float = 0.05,
         **kwargs: Any,
     ) -> None:
         if not max_bad >= 0:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..ops import UNIT_SIZE, UnitMask, as_unit_mask, to_device
 from ..registry import MODELS
-from .layers import layer_norm
+from .layers import check_types, layer_norm
 
 # MAE's (He et al., CVPR 2022) and the authors' of GreenMIM.
 _WAVELENGTHS = (2 * math.pi, 2 * math.pi * 10000.0)
@@ -38,8 +38,10 @@ class GreenMIMPretrainDecoder(BaseModule):
         init_cfg: mmengine's initialisation; Xavier-uniform linear layers if None.
 
     Raises:
-        ValueError: If the width fits neither the heads nor the position embedding, ``norm_cfg``
-            is of another type, or the wavelengths are not ``0 < shortest <= longest``.
+        TypeError: If an argument is of a wrong type.
+        ValueError: If the width fits neither the heads nor the position embedding, a size is not
+            positive, ``norm_cfg`` is of another type, or the wavelengths are not
+            ``0 < shortest <= longest``.
     """
 
     def __init__(
@@ -62,6 +64,22 @@ class GreenMIMPretrainDecoder(BaseModule):
                 dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0),
             ]
         super().__init__(init_cfg)
+        check_types(
+            'an integer',
+            embed_dim=embed_dim,
+            decoder_embed_dim=decoder_embed_dim,
+            decoder_depth=decoder_depth,
+            decoder_num_heads=decoder_num_heads,
+            patch_size=patch_size,
+            in_channels=in_channels,
+        )
+        check_types('a number', mlp_ratio=mlp_ratio)
+        if min(embed_dim, decoder_embed_dim, decoder_num_heads, patch_size, in_channels) < 1:
+            raise ValueError(
+                f'embed_dim={embed_dim}, decoder_embed_dim={decoder_embed_dim}, '
+                f'decoder_num_heads={decoder_num_heads}, patch_size={patch_size} and '
+                f'in_channels={in_channels} must be positive'
+            )
         if decoder_embed_dim % 4 or decoder_embed_dim % decoder_num_heads:
             raise ValueError(
                 f'decoder_embed_dim={decoder_embed_dim} must be divisible by 4 and by '

@@ -30,7 +30,15 @@ from ..ops import (
     visible_tokens,
 )
 from ..registry import MODELS
-from .layers import PatchEmbed, PatchMerging, SwinBlock, SwinStage, WindowMSA, layer_norm
+from .layers import (
+    PatchEmbed,
+    PatchMerging,
+    SwinBlock,
+    SwinStage,
+    WindowMSA,
+    check_types,
+    layer_norm,
+)
 
 PATCH_SIZE = 4
 
@@ -86,7 +94,8 @@ class GreenSwin(BaseModule):
             ``backbone.`` prefix, and refuses one that fits only in part.
 
     Raises:
-        ValueError: For an argument that makes no sense; the message names it.
+        TypeError: For an argument of a wrong type.
+        ValueError: For one that makes no sense; both messages name it.
 
     Example:
         >>> backbone = GreenSwin('tiny', window_size=7)
@@ -126,12 +135,23 @@ class GreenSwin(BaseModule):
                 dict(type='Constant', layer=['LayerNorm'], val=1.0, bias=0.0),
             ]
         super().__init__(init_cfg)
+        check_types('an integer', in_channels=in_channels, frozen_stages=frozen_stages)
+        check_types('a number', mlp_ratio=mlp_ratio, drop_path_rate=drop_path_rate)
+        switches = dict(qkv_bias=qkv_bias, pad_small_map=pad_small_map, norm_eval=norm_eval)
+        check_types('True or False', **switches)
+        check_types('a list of integers', out_indices=out_indices)
+        if sequential_groups is not None:
+            check_types('an integer', sequential_groups=sequential_groups)
         self.arch = _find_arch(arch, self.archs, self.optional_arch_keys)
         self.embed_dims = self.arch['embed_dims']
         self.depths, self.num_heads = tuple(self.arch['depths']), tuple(self.arch['num_heads'])
         num_stages = len(self.depths)
         self.window_sizes = _check_window_size(window_size, num_stages)
         self.img_size = _check_img_size(img_size)
+        if in_channels < 1 or not 0 < mlp_ratio < float('inf'):
+            raise ValueError(
+                f'in_channels={in_channels} and mlp_ratio={mlp_ratio} must be positive'
+            )
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate={drop_path_rate} must lie in [0, 1)')
         if with_cp != 'mlp' and (not isinstance(with_cp, int) or with_cp < 0):
@@ -433,6 +453,7 @@ def _find_arch(arch: str | dict, archs: dict[str, dict], optional: dict[str, Any
     """The settings of an architecture by name, or the dict itself if it has the right keys.
 
     Raises:
+        TypeError: If a setting is of a wrong type.
         ValueError: If the name is unknown, keys are missing or too many, or numbers make no sense.
     """
     if isinstance(arch, str):
@@ -443,6 +464,8 @@ def _find_arch(arch: str | dict, archs: dict[str, dict], optional: dict[str, Any
     if not isinstance(arch, dict) or set(optional | arch) != set(keys):
         raise ValueError(f'arch={arch!r} must be one of {list(archs)} or a dict with keys {keys}')
     embed_dims, depths, num_heads = (arch[key] for key in ('embed_dims', 'depths', 'num_heads'))
+    check_types('an integer', **{'arch.embed_dims': embed_dims})
+    check_types('a list of integers', **{'arch.depths': depths, 'arch.num_heads': num_heads})
     if not len(depths) == len(num_heads) == 4 or min(*depths, *num_heads, embed_dims) < 1:
         raise ValueError(
             f'arch={arch!r}: depths and num_heads need four positive integers each, embed_dims one'

@@ -8,7 +8,8 @@ The ``forward`` of each module is the layer as one would write it down. Where :f
 allows, a block takes the module's ``fused`` method instead: the same numbers, less memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -30,6 +31,35 @@ from .lean import Parts, lean
 Norm = Callable[..., nn.LayerNorm]
 
 
+def _is_integer(value: Any) -> bool:
+    # To Python a bool is one.
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    'an integer': _is_integer,
+    'a number': lambda value: isinstance(value, Real) and not isinstance(value, bool),
+    'True or False': lambda value: isinstance(value, bool),
+    'a list of integers': lambda value: (
+        isinstance(value, Sequence) and all(_is_integer(item) for item in value)
+    ),
+}
+
+
+def check_types(kind: str, **arguments: Any) -> None:
+    """Raise ``TypeError`` with the name of the first argument that is not of a kind.
+
+    Configs are written by hand and by command lines: a number in quotes is soon there.
+
+    Args:
+        kind: 'an integer', 'a number', 'True or False' or 'a list of integers'.
+        arguments: Values by name.
+    """
+    for name, value in arguments.items():
+        if not _KINDS[kind](value):
+            raise TypeError(f'{name}={value!r} must be {kind}')
+
+
 def layer_norm(norm_cfg: dict | None, eps: float = 1e-5) -> Norm:
     """What makes the norms of a network: channels to LayerNorm.
 
@@ -40,12 +70,14 @@ def layer_norm(norm_cfg: dict | None, eps: float = 1e-5) -> Norm:
     Raises:
         ValueError: For another type or other keys.
     """
-    settings = {'type': 'LN', 'eps': eps, 'requires_grad': True} | (norm_cfg or {})
-    if settings['type'] != 'LN' or len(settings) > 3:
+    known = norm_cfg is None or isinstance(norm_cfg, dict)
+    settings = {'type': 'LN', 'eps': eps, 'requires_grad': True} | (known and norm_cfg or {})
+    if not known or settings['type'] != 'LN' or len(settings) > 3:
         raise ValueError(
             f"norm_cfg={norm_cfg} is not supported; use dict(type='LN'), with eps and "
             'requires_grad if needed'
         )
+    check_types('a number', **{'norm_cfg.eps': settings['eps']})
 
     def make(channels: int, **kwargs: Any) -> nn.LayerNorm:
         norm = nn.LayerNorm(channels, settings['eps'], **kwargs)

@@ -6,6 +6,7 @@ is checked once, where it enters, and travels as a :class:`UnitMask` from there 
 
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 
 import numpy as np
 import torch
@@ -81,7 +82,9 @@ def random_mask(num_units: int, mask_ratio: float, rng: np.random.Generator) -> 
 
 
 def check_mask_ratio(mask_ratio: float) -> None:
-    """Raise ``ValueError`` unless ``0 < mask_ratio < 1``."""
+    """Raise ``ValueError`` unless ``0 < mask_ratio < 1``, ``TypeError`` if it is no number."""
+    if not isinstance(mask_ratio, Real):
+        raise TypeError(f'mask_ratio={mask_ratio!r} must be a number, e.g. 0.75')
     if not 0 < mask_ratio < 1:
         raise ValueError(
             f'mask_ratio={mask_ratio} must lie strictly between 0 and 1; 0.75 is the usual choice'

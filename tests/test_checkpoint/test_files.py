@@ -196,7 +196,7 @@ def test_malicious_getattr_gets_nothing(tmp_path):
     path = tmp_path / 'evil.pth'
     torch.save({'state_dict': {'w': torch.zeros(1)}, 'x': Payload(getattr, [], 'append')}, path)
     found = read_checkpoint(path)['x']
-    assert type(found).__module__ == 'greenmim_mm.checkpoint.reading'
+    assert type(found).__module__ == 'greenmim_mm.checkpoint.unpickling'
     assert not callable(found)
 
 

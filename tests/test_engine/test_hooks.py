@@ -228,6 +228,22 @@ def test_signals_of_every_kind(folder, tmp_path):
         train(config(tmp_path, folder))
 
 
+def test_signals_are_as_before_whatever_ends_a_run(folder, tmp_path):
+    def fail(runner):
+        raise RuntimeError('something else')
+
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    AtIteration.actions = {1: fail}
+    with pytest.raises(RuntimeError, match='something else'):
+        train(config(tmp_path, folder))
+    assert [signal.getsignal(number) for number in numbers] == before
+    # The run listened until then.
+    AtIteration.actions = {1: lambda runner: before.append(signal.getsignal(signal.SIGTERM))}
+    train(config(tmp_path, folder))
+    assert before[-1] not in before[:-1]
+
+
 def test_gradients_that_are_added_up_are_not_cut(folder, tmp_path):
     cfg = config(tmp_path, folder, epochs=2)
     cfg.optim_wrapper.accumulative_counts = 3

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -484,17 +485,26 @@ def test_one_of_two_processes_is_terminated(killed):
     assert runs.last_checkpoint(work_dir) == saved
 
 
-def test_processes_without_gpus(small_config, tmp_path):
-    """The launcher, on CPUs: two processes meet by gloo and train one model."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+def test_processes_without_gpus(small_config, images, tmp_path):
+    """Three processes meet by gloo, train one model on data that no three share, and end alike."""
+    data = tmp_path / 'data'
+    shutil.copytree(images, data)
+    # 4 images in batches of 2 for 3 processes, and of one that is bad another takes the place.
+    (data / 'a.jpg').write_bytes(b'')
     # No GPU shows, and each process has a thread, as torch wants it.
-    env = dict(os.environ, PYTHON=sys.executable, MASTER_PORT=str(port), CUDA_VISIBLE_DEVICES='')
+    env = dict(os.environ, PYTHON=sys.executable, MASTER_PORT=str(free_port()),
+               CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')  # fmt: skip
     result = subprocess.run(
         [
-            *('bash', ROOT / 'tools/dist_train.sh', small_config, '2'),
-            *(f'--work-dir={tmp_path / "run"}', '--cfg-options', 'train_cfg.max_epochs=1'),
+            *('bash', ROOT / 'tools/dist_train.sh', small_config, '3'),
+            *(f'--work-dir={tmp_path / "run"}', '--cfg-options', 'train_cfg.max_epochs=2'),
+            f'train_dataloader.dataset.data_root={data}',
         ],
         env=env,
         capture_output=True,
@@ -502,8 +512,36 @@ def test_processes_without_gpus(small_config, tmp_path):
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    assert len(losses(tmp_path / 'run')) == 1  # 4 images, 2 processes with 2 each
-    assert (tmp_path / 'run' / 'epoch_1.pth').exists()
+    assert len(losses(tmp_path / 'run')) == 2
+    assert (tmp_path / 'run' / 'epoch_2.pth').exists()
+    (line,) = (tmp_path / 'run' / 'bad_images.txt').read_text().splitlines()
+    assert line.startswith(f'{data / "a.jpg"}\t')
+
+
+def test_one_of_three_processes_dies(killed):
+    """The job ends within a minute, says which process it was and of what, and can go on."""
+    stress, config, folder = killed
+    work_dir = folder / 'three'
+    env = dict(os.environ, PYTHON=sys.executable, MASTER_PORT=str(free_port()),
+               CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')  # fmt: skip
+    command = ['bash', ROOT / 'tools/dist_train.sh', config, '3', f'--work-dir={work_dir}']
+    command += ['--cfg-options', 'train_cfg.max_epochs=100']
+    log = folder / 'three.log'
+    with open(log, 'wb') as file:
+        launcher = subprocess.Popen(command, env=env, stdout=file, stderr=file)
+    assert stress.wait_for(work_dir, 4, launcher)
+    members = children(launcher.pid)
+    (victim,) = (
+        pid for pid in members if b'LOCAL_RANK=2' in Path(f'/proc/{pid}/environ').read_bytes()
+    )
+    start = time.monotonic()
+    os.kill(victim, signal.SIGKILL)
+    assert launcher.wait(timeout=120) != 0
+    assert time.monotonic() - start < 60
+    assert not [pid for pid in members if Path(f'/proc/{pid}').exists()]
+    text = log.read_text()
+    assert 'SIGKILL' in text and f'pid: {victim}' in text and 'local_rank: 2' in text
+    assert runs.last_checkpoint(work_dir) is not None
 
 
 def test_launchers_that_need_gpus(monkeypatch):

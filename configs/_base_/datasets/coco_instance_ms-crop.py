@@ -3,7 +3,10 @@ _base_ = 'mmdet::_base_/datasets/coco_instance.py'
 
 scales = [(side, 1333) for side in range(480, 801, 32)]
 train_pipeline = [
-    dict(type='LoadImageFromFile', backend_args=_base_.backend_args),
+    dict(
+        type='greenmim_mm.PassOverBadImages',
+        transform=dict(type='LoadImageFromFile', backend_args=_base_.backend_args),
+    ),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='RandomFlip', prob=0.5),
     dict(

@@ -1,6 +1,9 @@
 # ImageNet as mmpretrain reads it: data/imagenet/{train,val}/<class>/*, or lists in meta/*.txt.
 train_pipeline = [
-    dict(type='greenmim_mm.LoadImageFromFile'),
+    dict(
+        type='greenmim_mm.PassOverBadImages',
+        transform=dict(type='greenmim_mm.LoadImageFromFile'),
+    ),
     dict(
         type='RandomResizedCrop',
         scale=224,

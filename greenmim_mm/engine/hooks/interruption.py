@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from mmengine.dist import all_reduce, barrier, is_distributed
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 
 from ...registry import HOOKS
 from .checkpoint import CheckpointHook
@@ -51,6 +51,22 @@ class InterruptionHook(Hook):
         # Seen by workers; without a lock, which a handler of signals must not wait for.
         self._leaving = RawValue('b', 0)
 
+    def before_run(self, runner: Runner) -> None:
+        """See to it that signals are as before when the training ends, whatever ends it."""
+        # Not runner.train_loop, which would build one for a test.
+        if not isinstance(loop := runner._train_loop, BaseLoop):
+            return
+        run = loop.run
+
+        def run_and_stop() -> Any:
+            try:
+                return run()
+            finally:
+                # Exceptions come past after_train.
+                self._stop()
+
+        loop.run = run_and_stop
+
     def before_train(self, runner: Runner) -> None:
         """Listen."""
         self._signal = self._leaving.value = 0
@@ -63,7 +79,11 @@ class InterruptionHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Listen no more."""
+        self._stop()
+
+    def _stop(self) -> None:
         self._leave()
+        atexit.unregister(self._leave)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -80,7 +100,7 @@ class InterruptionHook(Hook):
         # Gradients that are still being added up are in no checkpoint.
         if not number or (runner.iter + 1) % _accumulated(runner) != 0:
             return
-        self.after_train(runner)
+        self._stop()
         path = self._save(runner)
         barrier()
         name = signal.Signals(number).name
