@@ -19,6 +19,7 @@ from ..fileio import atomic_folder
 from ..version import __version__
 from .errors import UserError
 from .pretraining.plan import EXPORTS
+from .screen import Screen
 
 FILES = {
     'mmdet': 'mmdet.pth',
@@ -109,6 +110,16 @@ def export(
         (temporary / _README).write_text(_readme(found.kind, arch, written, left_out), 'utf-8')
         (temporary / _CARD).write_text(_model_card(arch, found.sha256, settings), 'utf-8')
     return Exports(out, {name: out / FILES[name] for name in written}, written, left_out)
+
+
+def tell(exports: Exports, screen: Screen) -> None:
+    """Print the code that loads each export, and why one is missing."""
+    for name, code in exports.code.items():
+        screen.say(f'\n{name}:')
+        for line in code.splitlines():
+            screen.say(f'    {line}' if line else '')
+    for name, reason in exports.left_out.items():
+        screen.say(f'\n{name}: not written: {reason}')
 
 
 def find_checkpoint(path: str | Path) -> Path:

@@ -14,11 +14,11 @@ from .errors import EXIT_REFUSED
 COMMANDS = {
     'pretrain': (
         'pretrain',
-        'images of yours to weights for mmdet, timm, transformers, detectron2',
+        'from your images to weights for mmdet, timm, transformers, detectron2',
     ),
     'export': ('export', 'weights of a checkpoint for those libraries, with code that loads them'),
     'convert': ('convert', 'a checkpoint of Swin from one library to another'),
-    'inspect': ('inspect', 'what a checkpoint is'),
+    'inspect': ('inspecting', 'what a checkpoint is'),
     'reconstruct': ('reconstruct', 'pictures of what a pre-trained model paints'),
     'embed': ('embed', 'features of images as a file of numpy'),
     'knn': ('knn', 'how well features tell classes, by their nearest neighbours'),

@@ -46,7 +46,7 @@ def make_parser(prog: str | None = None) -> Parser:
     add('--seed', type=_natural, metavar='N', help='default: 0')
     add('--resume', action='store_true', help='go on with the run in DIR')
     add('--overwrite', action='store_true', help='start anew in a DIR that holds a run')
-    add('--max-bad', metavar='N|P%%', help='unreadable images that are passed over (default: 1%%)')
+    add('--max-bad', metavar='N|P%', help='unreadable images that are passed over (default: 1%%)')
     add(
         '--export',
         type=lambda text: tuple(filter(None, text.split(','))),

@@ -23,6 +23,11 @@ def recipe_folder() -> Path:
     )
 
 
+def is_clone() -> bool:
+    """Whether the package is that of a clone, with recipes and tools beside it."""
+    return recipe_folder() == _PACKAGE.parent / 'configs'
+
+
 def find_recipe(name: str) -> Path:
     """Path of a recipe by its name below the folder of all.
 

@@ -25,7 +25,8 @@ _OWN = (
     *('last_checkpoint', 'checkpoints', 'pictures', 'exported', 'tensorboard', 'vis_data'),
 )
 # May differ when a run goes on: they change neither the images of a step nor their order.
-_FREE = ('devices', 'accumulate', 'workers', 'max_bad', 'export', 'tensorboard')
+# (Whether the images are the same is told by their hash.)
+_FREE = ('data', 'devices', 'accumulate', 'workers', 'max_bad', 'export', 'tensorboard')
 _PACKAGES = {
     'torch': ('torch',),
     'torchvision': ('torchvision',),
@@ -167,15 +168,20 @@ def check_room(root: Path, num_parameters: int) -> None:
         )
 
 
-def hash_of(paths: Iterable[str]) -> str:
-    """SHA-256 over names and sizes of files, in their order; contents are not read."""
+def hash_of(paths: Sequence[str]) -> str:
+    """SHA-256 over names and sizes of files, in their order; contents are not read.
+
+    Names count from the folder that holds all of them: it may be moved.
+    """
     digest = hashlib.sha256()
+    start = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     for path in paths:
         try:
             size = os.stat(path).st_size
         except OSError:
             size = -1
-        digest.update(f'{path}\0{size}\n'.encode(errors='surrogateescape'))
+        name = os.path.relpath(path, start)
+        digest.update(f'{name}\0{size}\n'.encode(errors='surrogateescape'))
     return digest.hexdigest()
 
 
@@ -215,7 +221,7 @@ def resumed_request(request: Request, given: Iterable[str], before: Plan) -> Req
     old = asdict(before)
     windows = set(before.windows)
     old['window'] = max(windows) if len(windows) > 1 else windows.pop()
-    if set(request.data) and _absolute(request.data) != _absolute(before.data):
+    if request.data:
         given.add('data')
     changed, values = [], {}
     for field in fields(Request):
@@ -226,7 +232,7 @@ def resumed_request(request: Request, given: Iterable[str], before: Plan) -> Req
         if name == 'max_bad':
             values[name] = now if name in given else str(before.max_bad)
             continue
-        if name not in given or (name == 'data' and not request.data):
+        if name not in given:
             values[name] = old[name]
             continue
         if name == 'model' and now is not None:
@@ -246,10 +252,6 @@ def resumed_request(request: Request, given: Iterable[str], before: Plan) -> Req
         )
     bad_limit(values['max_bad'])
     return Request(out=request.out, **values)
-
-
-def _absolute(paths: Sequence[str]) -> list[str]:
-    return [os.path.abspath(os.path.expanduser(path)) for path in paths]
 
 
 def _text(value: Any) -> str:

@@ -27,6 +27,7 @@ _SMALL = ('tiny', 'small')
 _SEEN = 12_800_000
 _LEAST_EPOCHS, _MOST_EPOCHS, _MOST_WARMUP = 100, 1600, 40
 _MOST_WORKERS = 8
+_CPU_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,12 @@ def find_model(name: str) -> str:
         hint = f'did you mean {near[0]}? There are ' if near else 'there are '
         raise UserError(f'--model {name} does not exist; {hint}{", ".join(MODELS)}')
     return found
+
+
+def model_defaults(name: str) -> tuple[int, int, int]:
+    """Image size in pixels, window in tokens and images of a step on a GPU, unless others say."""
+    version, size = MODELS[name]
+    return _IMAGE_SIZE[version], _WINDOW[version], 128 if size in _SMALL else 64
 
 
 def bad_limit(text: str) -> float:
@@ -413,7 +420,7 @@ def _choose_batch(
     unit = devices * parts
     batch = request.batch_size
     if batch is None:
-        each = (128 if size in _SMALL else 64) if on_gpu else 32
+        each = (128 if size in _SMALL else 64) if on_gpu else _CPU_BATCH
         reasons['batch_size'] = f'{each} a device {f"for {size}" if on_gpu else "on a CPU"}'
         batch = each * devices
         if batch > num_images // 2:

@@ -1,6 +1,5 @@
 """The config of a run: a recipe of this project with the plan's settings in it."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,7 @@ def _set_data(cfg: Config, plan: Plan) -> None:
         drop_last=True,
     )
     loader.dataset.update(
-        data_root=[os.path.abspath(os.path.expanduser(path)) for path in plan.data],
+        data_root=list(plan.data),
         data_prefix='',
         max_bad=plan.max_bad,
     )

@@ -25,7 +25,7 @@ from ...engine.loops import OutOfMemoryError
 from ...evaluation import backbone_config
 from .. import runs
 from ..errors import UserError
-from ..exporting import Exports, export
+from ..exporting import Exports, export, tell
 from ..screen import Screen
 from . import processes
 from .folder import (
@@ -149,6 +149,10 @@ def prepare(
     if request.tensorboard and find_spec('tensorboard') is None:
         raise UserError('--tensorboard needs the package tensorboard: pip install tensorboard')
 
+    named = request.data
+    # A run may go on from another folder.
+    data = tuple(os.path.abspath(os.path.expanduser(path)) for path in named)
+    request = replace(request, data=data)
     paths = _count(request.data, screen)
     digest = hash_of(paths)
     if resume and digest != record['data']['sha256_of_names_and_sizes']:
@@ -164,7 +168,7 @@ def prepare(
     if before is not None:
         # What was chosen then is not "as you said" now.
         plan = replace(plan, windows=before.windows, reasons=before.reasons)
-    screen.say(f'found {len(paths):,} images in {", ".join(plan.data)}')
+    screen.say(f'found {len(paths):,} images in {", ".join(named)}')
     screen.say('the plan' + (' goes on:' if resume else ':'))
     for line in plan.describe():
         screen.say(line)
@@ -325,7 +329,7 @@ def _train(prepared: Prepared, screen: Screen, launcher: str) -> Exports | None:
         exports = _export(plan, folder, screen) if first else None
         _wait_for_first()
         if exports:
-            _tell(exports, screen)
+            tell(exports, screen)
         return exports
     finally:
         screen.end_status()
@@ -358,6 +362,14 @@ def _run(prepared: Prepared, screen: Screen, launcher: str) -> None:
     images = sample_images(list(find_images(plan.data)), plan.image_size)
     runner.register_hook(PicturesHook(images, folder.pictures, folder.metrics, plan.seed))
     runner.train()
+    if processes.rank() == 0:
+        _tell_bad_images(folder, screen)
+
+
+def _tell_bad_images(folder: RunFolder, screen: Screen) -> None:
+    folder.bad_images.touch()
+    if count := len(folder.bad_images.read_bytes().splitlines()):
+        screen.say(f'{count} images could not be used: {folder.bad_images} names them')
 
 
 @contextmanager
@@ -391,13 +403,3 @@ def _export(plan: Plan, folder: RunFolder, screen: Screen) -> Exports | None:
         return export(
             folder.root, folder.exported, plan.export, force=True, card=card, say=screen.say
         )
-
-
-def _tell(exports: Exports, screen: Screen) -> None:
-    for name, code in exports.code.items():
-        screen.say()
-        screen.say(f'{name}:')
-        for line in code.splitlines():
-            screen.say(f'    {line}' if line else '')
-    for name, reason in exports.left_out.items():
-        screen.say(f'{name}: not written: {reason}')
