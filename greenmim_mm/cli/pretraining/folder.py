@@ -124,8 +124,7 @@ def check_folder(root: Path, resume: bool, overwrite: bool, data: Sequence[str])
     """Check that a run may use a folder, and make it.
 
     Raises:
-        UserError: If it holds other things, or lies among the images.
-        OSError: If it cannot be written.
+        UserError: If it holds other things, lies among the images, or cannot be written.
     """
     if resume and overwrite:
         raise UserError('--resume goes on and --overwrite starts anew: give one of them')
@@ -146,7 +145,10 @@ def check_folder(root: Path, resume: bool, overwrite: bool, data: Sequence[str])
             )
     if resume:
         return
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'--out {root} cannot be made: {error.strerror}') from error
     if not os.access(root, os.W_OK | os.X_OK):
         raise UserError(f'--out {root}: no permission to write there')
 

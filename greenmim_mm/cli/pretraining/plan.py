@@ -209,7 +209,7 @@ def find_model(name: str) -> str:
     """
     found = name.lower().replace('_', '-')
     if found not in MODELS:
-        near = difflib.get_close_matches(found, MODELS, 1, 0.3)
+        near = difflib.get_close_matches(found, MODELS, 1)
         hint = f'did you mean {near[0]}? There are ' if near else 'there are '
         raise UserError(f'--model {name} does not exist; {hint}{", ".join(MODELS)}')
     return found

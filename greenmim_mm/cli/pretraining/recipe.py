@@ -1,6 +1,6 @@
 """The config of a run: a recipe of this project with the plan's settings in it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,11 @@ _RECIPES = {
 _CHECKPOINTS = 100
 
 
-def make_config(plan: Plan, start: Mapping[str, dict[str, Any]] | None = None) -> Config:
+def make_config(plan: Plan) -> Config:
     """The config that ``greenmim train`` and tools/train.py run as well.
 
     Args:
         plan: The settings.
-        start: Settings of parts of the model, e.g. 'backbone', for weights to start from.
 
     Raises:
         UserError: If a setting of ``plan.cfg_options`` does not exist.
@@ -49,8 +48,6 @@ def make_config(plan: Plan, start: Mapping[str, dict[str, Any]] | None = None) -
     cfg.randomness = dict(seed=plan.seed)
     if plan.compile:
         cfg.compile = True
-    for part, settings in (start or {}).items():
-        cfg.model[part].update(settings)
     merge_options(cfg, parse_options(plan.cfg_options))
     return cfg
 

@@ -168,6 +168,7 @@ def prepare(
     if before is not None:
         # What was chosen then is not "as you said" now.
         plan = replace(plan, windows=before.windows, reasons=before.reasons)
+    cfg = make_config(plan)
     screen.say(f'found {len(paths):,} images in {", ".join(named)}')
     screen.say('the plan' + (' goes on:' if resume else ':'))
     for line in plan.describe():
@@ -177,10 +178,10 @@ def prepare(
         return None
     if overwrite:
         folder.clear()
-    settings = {}
     if plan.init:
-        settings = _start_settings(plan, folder, resume)
-    dump(make_config(plan, settings), folder.config)
+        for part, settings in _start_settings(plan, folder, resume).items():
+            cfg.model[part].update(settings)
+    dump(cfg, folder.config)
     folder.write(
         resumed_record(record, plan, command) if resume else make_record(plan, digest, command)
     )
