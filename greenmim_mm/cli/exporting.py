@@ -175,9 +175,9 @@ def _code(name: str, arch: Architecture, path: Path, written: Path) -> str:
         if line.startswith('('):  # mmdet's own has one window for all stages
             line = build_line(all_stages, 'greenmim_mm', path, {})
         return (
-            'from mmengine.registry import MODELS\n\n'
+            'from mmengine.config import ConfigDict\nfrom mmengine.registry import MODELS\n\n'
             f'# In a config of mmdet: model = dict(backbone=backbone, ...)\nbackbone = {line}\n'
-            "backbone = MODELS.build(dict(backbone, _scope_='mmdet'))\nbackbone.init_weights()"
+            'model = MODELS.build(ConfigDict(backbone))\nmodel.init_weights()'
         )
     if name == 'huggingface':
         config = _read_config(written)

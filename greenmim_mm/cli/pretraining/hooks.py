@@ -68,7 +68,7 @@ class ProgressHook(Hook):
         if not is_main_process():
             return
         step, total = runner.iter + 1, runner.max_iters
-        loss = float(outputs['loss'])
+        loss = float(outputs['loss'].detach())
         self._losses.append(loss)
         now = time.monotonic()
         self._recent.append((now - self._end, self._loaded - self._end))
