@@ -15,7 +15,7 @@ from .pretraining.plan import bad_limit
 
 
 def embed(
-    data: str | Sequence[str],
+    data: str | Path | Sequence[str | Path],
     checkpoint: str | Path,
     out: str | Path | None = None,
     *,
@@ -43,7 +43,7 @@ def embed(
         FileExistsError: If ``out`` exists and ``force`` is not given.
         ValueError: If the checkpoint is damaged or no Swin, or ``out`` does not end in ``.npz``.
     """
-    sources = [data] if isinstance(data, str) else [str(source) for source in data]
+    sources = [str(data)] if isinstance(data, (str, Path)) else [str(source) for source in data]
     if out is not None:
         if Path(out).suffix != '.npz':
             raise ValueError(f'--out {out} must end in .npz')
