@@ -1,5 +1,6 @@
 """Weights of a pre-training in the formats of the libraries that use them."""
 
+import json
 import os
 import re
 import time
@@ -18,7 +19,8 @@ from ..engine.checkpoints import last_checkpoint
 from ..fileio import atomic_folder
 from ..version import __version__
 from .errors import UserError
-from .pretraining.plan import EXPORTS
+from .pretraining.folder import RunFolder
+from .pretraining.plan import EXPORTS, Plan
 from .screen import Screen
 
 FILES = {
@@ -55,7 +57,6 @@ def export(
     window_size: int | None = None,
     verify: bool = False,
     force: bool = False,
-    card: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Exports:
     """Write the backbone of a checkpoint for other libraries, with code that loads it.
@@ -70,7 +71,6 @@ def export(
         window_size: Windows of the results; None keeps them.
         verify: Load each into its library and compare features.
         force: Replace earlier exports in ``out``.
-        card: Settings of the training for the model card, by name.
         say: Takes a line for each file.
 
     Returns:
@@ -106,9 +106,10 @@ def export(
                 say(f'wrote {out / FILES[name]}')
         if not written:
             raise UserError(f'{source} fits none of the formats: {next(iter(left_out.values()))}')
-        settings = dict(card or {})
         (temporary / _README).write_text(_readme(found.kind, arch, written, left_out), 'utf-8')
-        (temporary / _CARD).write_text(_model_card(arch, found.sha256, settings), 'utf-8')
+        (temporary / _CARD).write_text(
+            _model_card(arch, found.sha256, _training_of(checkpoint)), 'utf-8'
+        )
     return Exports(out, {name: out / FILES[name] for name in written}, written, left_out)
 
 
@@ -197,8 +198,6 @@ def _code(name: str, arch: Architecture, path: Path, written: Path) -> str:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    import json
-
     return json.loads((folder / 'config.json').read_text(encoding='utf-8'))
 
 
@@ -207,6 +206,23 @@ def _describe(arch: Architecture) -> str:
     windows = ', '.join(map(str, dict.fromkeys(arch.window_sizes or ()))) or 'not told'
     kind = f'Swin{" V2" * (arch.version == 2)} {arch.name or "of its own size"}'
     return f'{kind} ({sizes}, windows {windows})'
+
+
+def _training_of(run: str | Path) -> dict[str, str]:
+    """How a run was trained, for its card; empty if a checkpoint is of none of the command's."""
+    folder = RunFolder(Path(run))
+    if not folder.record.is_file():
+        return {}
+    plan = Plan.from_dict(folder.read()['settings'])
+    return {
+        'training images': f'{plan.num_images:,}, unlabelled',
+        'epochs': f'{plan.epochs} of {plan.steps_per_epoch} steps',
+        'images of a step': f'{plan.batch_size}',
+        'learning rate': f'{plan.lr:.3g}',
+        'image size': f'{plan.image_size} pixels',
+        'precision': plan.precision,
+        'started from': Path(plan.init).name if plan.init else 'random weights',
+    }
 
 
 def _readme(
@@ -225,11 +241,11 @@ def _readme(
     return '\n\n'.join(parts) + '\n'
 
 
-def _model_card(arch: Architecture, sha256: str, settings: Mapping[str, Any]) -> str:
+def _model_card(arch: Architecture, sha256: str, training: Mapping[str, str]) -> str:
     rows = [
         ('network', _describe(arch)),
         ('method', 'GreenMIM (Huang et al., NeurIPS 2022): masked image modelling'),
-        *((name, value) for name, value in settings.items()),
+        *training.items(),
         ('SHA-256 of the checkpoint', f'`{sha256}`'),
         ('written', f'{time.strftime("%Y-%m-%d")} by greenmim_mm {__version__}'),
     ]

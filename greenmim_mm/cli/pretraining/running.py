@@ -360,8 +360,9 @@ def _run(prepared: Prepared, screen: Screen, launcher: str) -> None:
     if not prepared.resume:
         check_room(folder.root, sum(p.numel() for p in runner.model.parameters()))
     runner.register_hook(ProgressHook(screen, folder.metrics))
-    images = sample_images(list(find_images(plan.data)), plan.image_size)
-    runner.register_hook(PicturesHook(images, folder.pictures, folder.metrics, plan.seed))
+    if processes.rank() == 0:
+        images = sample_images(list(find_images(plan.data)), plan.image_size)
+        runner.register_hook(PicturesHook(images, folder.pictures, folder.metrics, plan.seed))
     runner.train()
     if processes.rank() == 0:
         _tell_bad_images(folder, screen)
@@ -391,16 +392,5 @@ def _wait_for_first() -> None:
 def _export(plan: Plan, folder: RunFolder, screen: Screen) -> Exports | None:
     if not plan.export:
         return None
-    card = {
-        'training images': f'{plan.num_images:,}, unlabelled',
-        'epochs': plan.epochs,
-        'images of a step': plan.batch_size,
-        'learning rate': f'{plan.lr:.3g}',
-        'image size': f'{plan.image_size} pixels',
-        'precision': plan.precision,
-        'started from': plan.init or 'random weights',
-    }
     with _output_in(folder.log):
-        return export(
-            folder.root, folder.exported, plan.export, force=True, card=card, say=screen.say
-        )
+        return export(folder.root, folder.exported, plan.export, force=True, say=screen.say)
