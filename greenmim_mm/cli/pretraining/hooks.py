@@ -27,7 +27,6 @@ _RECENT = 50
 _LINES = 2000
 _PICTURES = 10
 _IMAGES = 8
-MASK_RATIO = 0.75
 
 
 class ProgressHook(Hook):
@@ -154,14 +153,14 @@ class PicturesHook(Hook):
             model = model.module if is_model_wrapper(model) else model
             parts = [_paint(model, image, self.seed, i) for i, image in enumerate(self.images)]
             panels = [np.concatenate(column) for column in zip(*parts, strict=True)]
-            titles = panel_titles(MASK_RATIO, model.head.norm_pix)
+            titles = panel_titles(model.mask_ratio, model.head.norm_pix)
             save_reconstructions(self.folder / name, panels, titles, force=True)
         draw_loss(self.metrics, self.folder / 'loss.png')
 
 
 def _paint(model: Any, image: np.ndarray, seed: int, number: int) -> tuple[np.ndarray, ...]:
     rows, columns = unit_grid(*image.shape[:2])
-    mask = random_mask(rows * columns, MASK_RATIO, mask_generator(seed, 0, number))
+    mask = random_mask(rows * columns, model.mask_ratio, mask_generator(seed, 0, number))
     return reconstruction_panels(model, image[None], mask)
 
 
