@@ -9,6 +9,7 @@ from PIL import Image
 import greenmim_mm
 from greenmim_mm.checkpoint import convert_file
 from greenmim_mm.evaluation import knn_scores
+from greenmim_mm.models import GreenSwin, GreenSwinV2
 
 
 def refused(capsys, *arguments) -> str:
@@ -107,21 +108,29 @@ def test_inspect(finished, capsys):
     assert 'detectron2' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('target', ['mmdet', 'timm', 'huggingface', 'torchvision', 'microsoft'])
-@pytest.mark.parametrize('name', ['swin-tiny', 'swinv2-tiny'])
-def test_create_model_finds_windows_and_sizes(tmp_path, target, name):
-    if (name, target) == ('swinv2-tiny', 'mmdet'):
-        target = 'mmpretrain'
+@pytest.mark.parametrize('version', [1, 2])
+@pytest.mark.parametrize(
+    'target',
+    ['mmdet', 'mmpretrain', 'timm', 'huggingface', 'torchvision', 'microsoft', 'detectron2'],
+)
+def test_create_model_finds_windows_and_sizes(tmp_path, target, version):
+    if version == 2 and target in ('mmdet', 'detectron2'):
+        target = 'greenmim_mm'  # these have no Swin V2
     torch.manual_seed(0)
-    model = greenmim_mm.create_model(name, window_size=4, drop_path_rate=0.0).eval()
+    extra = dict(extra_norm_every_n_blocks=0) if version == 2 else {}
+    arch = dict(embed_dims=16, depths=(1, 2, 1, 1), num_heads=(1, 2, 4, 8), **extra)
+    kind = {1: GreenSwin, 2: GreenSwinV2}[version]
+    model = kind(arch, window_size=3, img_size=96, drop_path_rate=0.0)
+    model.init_weights()
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'own.pth')
     path = tmp_path / ('folder' if target == 'huggingface' else 'file.pth')
     convert_file(tmp_path / 'own.pth', path, target)
-    found = greenmim_mm.create_model(name, checkpoint=path).eval()
-    assert tuple(found.window_sizes) == (4, 4, 4, 4)
-    images = torch.rand(1, 3, 128, 128)
+    found = greenmim_mm.create_model(checkpoint=path)
+    assert type(found) is kind and tuple(found.window_sizes) == (3, 3, 3, 3)
+    images = torch.rand(1, 3, 96, 96)
     with torch.no_grad():
-        torch.testing.assert_close(found(images)[0], model(images)[0], atol=1e-5, rtol=1e-5)
+        expected = model.eval()(images)[0]
+        torch.testing.assert_close(found.eval()(images)[0], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_create_model_refuses(tmp_path):

@@ -83,8 +83,8 @@ class ProgressHook(Hook):
                 f'({speed:.0f} images/s)'
             )
         self.screen.status(
-            f'step {step}/{total}  epoch {runner.epoch + 1}/{runner.max_epochs}  loss {loss:.4f}  '
-            f'{speed:.0f} images/s  waiting for data {share:.0%}  {clock(left)} left',
+            f'step {step}/{total}  loss {loss:.4f}  {speed:.0f} images/s  '
+            f'{share:.0%} waiting for data  {clock(left)} left',
             now=step == total,
         )
         if step % self._interval == 0 or step == total:
