@@ -44,5 +44,8 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
 )
 
 LOOPS = Registry(
-    'loop', parent=MMENGINE_LOOPS, scope='greenmim_mm', locations=['greenmim_mm.evaluation']
+    'loop',
+    parent=MMENGINE_LOOPS,
+    scope='greenmim_mm',
+    locations=['greenmim_mm.engine.loops', 'greenmim_mm.evaluation'],
 )

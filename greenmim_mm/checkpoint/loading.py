@@ -63,10 +63,7 @@ def load_backbone_state_dict(module: nn.Module, path: str | Path, prefix: str | 
     if missing or wrong or (unexpected and prefix):
         problems = _problems(own, state_dict, missing, wrong, unexpected)
         versions = [_swin_version(keys) for keys in (state_dict, own)]
-        remedy = (
-            'Check arch, or convert the file with the converter (tools/convert_checkpoint.py, or '
-            'greenmim convert)'
-        )
+        remedy = 'Check arch, or convert the file with: greenmim convert'
         if versions[0] != versions[1]:
             remedy = (
                 f'These are Swin V{versions[0]} weights, whose attention is another one; they '

@@ -2,6 +2,8 @@
 
 import argparse
 import re
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NoReturn
@@ -43,6 +45,28 @@ def errors_in_one_line(
     except (UserError, *expected, *codes) as error:
         code = next((c for kind, c in codes.items() if isinstance(error, kind)), EXIT_REFUSED)
         parser.exit(code, f'{parser.prog}: error: {one_line(error) or type(error).__name__}\n')
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """End on SIGTERM and SIGHUP as on an exception, so that temporary files are removed."""
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    # Handlers belong to the main thread.
+    mine = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGHUP) if mine else ()
+    # Who started this with nohup wants it to outlive the terminal.
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def one_line(text: object, limit: int = 2000) -> str:

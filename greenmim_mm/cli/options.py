@@ -27,6 +27,29 @@ class ConfigOptions(argparse.Action):
         setattr(namespace, self.dest, options | getattr(namespace, self.dest))
 
 
+class Pairs(argparse.Action):
+    """``KEY=VALUE`` pairs as they are, of all uses of the option."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Sequence[str],
+        option_string: str | None = None,
+    ) -> None:
+        """Add pairs to those of the option's earlier uses."""
+        if bare := [value for value in values if '=' not in value]:
+            parser.error(f'{option_string} {bare[0]!r}: give KEY=VALUE')
+        setattr(namespace, self.dest, (*getattr(namespace, self.dest, ()), *values))
+
+
+def positive(text: str) -> int:
+    """A positive whole number, for ``type=``."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a positive whole number')
+    return int(text)
+
+
 def run_parser(prog: str | None, description: str) -> Parser:
     """Parser of a command that runs a config."""
     parser = Parser(prog=prog, description=description)

@@ -23,16 +23,21 @@ from ..engine.checkpoints import CheckpointError, damage, last_checkpoint, read_
 from ..engine.hooks import Interruption, NonFiniteLossError, ResumeError
 from .errors import UserError, errors_in_one_line, one_line
 from .overrides import merge_options
+from .recipes import recipe_folder
 
 
 @contextmanager
-def errors_of_runs(parser: argparse.ArgumentParser) -> Iterator[None]:
+def errors_of_runs(parser: argparse.ArgumentParser, *more: type[BaseException]) -> Iterator[None]:
     """End the program with one line where the config, an option or the data is at fault.
 
     So does a signal that a run has listened to, with its own code, and what a run cannot go on
     with: code 1 if the disk or the numbers are at fault.
+
+    Args:
+        parser: Knows the program's name.
+        *more: Other errors that are the user's to mend.
     """
-    expected = (DataError, UnreadableImageError, ResumeError)
+    expected = (DataError, UnreadableImageError, ResumeError, *more)
     codes = {CheckpointError: 1, NonFiniteLossError: 1}
     with errors_in_one_line(parser, *expected, codes=codes):
         try:
@@ -147,7 +152,7 @@ def find_config(name: str) -> Path:
     if not separator:
         path = Path(name)
         if not path.is_file():
-            raise UserError(f'config {name} does not exist; recipes lie in configs/')
+            raise UserError(f'config {name} does not exist; recipes lie in {recipe_folder()}')
         return path
     spec = find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
@@ -234,8 +239,8 @@ def check_strategy(cfg: Config) -> None:
         return
     if cfg.launcher == 'none':
         raise UserError(
-            f'strategy={strategy} shards among processes that a launcher has started; use bash '
-            'tools/dist_train.sh CONFIG GPUS'
+            f'strategy={strategy} shards among processes that a launcher has started: start them '
+            'with torchrun, and give --launcher pytorch'
         )
     wrapper = cfg.strategy.get('model_wrapper') or {}
     if not _has_gpu() and wrapper.get('device_id') != 'cpu':
@@ -267,10 +272,10 @@ def check_layer_decay(cfg: Config) -> None:
         )
 
 
-def build_runner(cfg: Config) -> Runner:
-    """Build the runner that the config names, or mmengine's."""
+def build_runner(cfg: Config, kind: type[Runner] = Runner) -> Runner:
+    """Build the runner that the config names, or one of ``kind``."""
     _prepare_processes(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else kind.from_cfg(cfg)
     counts = _accumulative_counts(cfg)
     if _scales_lr(cfg) and counts > 1 and _strategy(cfg) is None:
         # mmengine counts the images of a step; an update sees those of several. Not in the config,
@@ -286,23 +291,38 @@ def build_runner(cfg: Config) -> Runner:
 
 def _prepare_processes(cfg: Config) -> None:
     """Let the processes of a distributed run meet without GPUs, too: mmengine only knows GPUs."""
-    if cfg.launcher == 'none' or is_distributed():
+    if cfg.launcher == 'none':
         return
-    rank, count = int(os.environ['LOCAL_RANK']), torch.cuda.device_count()
     if _has_gpu():
-        if cfg.launcher == 'pytorch' and 0 < count <= rank:
-            raise UserError(f'process {rank} of this machine has no GPU: start {count}')
+        check_gpu_of_process(cfg.launcher)
         return
-    if cfg.launcher != 'pytorch':
-        raise UserError(
-            f'--launcher {cfg.launcher} needs GPUs and none is available; on CPUs use bash '
-            'tools/dist_train.sh CONFIG PROCESSES'
-        )
-    torch.distributed.init_process_group('gloo')
+    if not is_distributed():
+        join_without_gpu(cfg.launcher)
     unused = cfg.get('find_unused_parameters', False)
     wrapper = dict(broadcast_buffers=False, find_unused_parameters=unused)
     # None: modules on the CPU have no device ids.
     cfg.model_wrapper_cfg = wrapper | (cfg.get('model_wrapper_cfg') or {}) | dict(device_ids=None)
+
+
+def check_gpu_of_process(launcher: str) -> None:
+    """Raise :class:`UserError` if a launcher has started more processes than there are GPUs."""
+    rank, count = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
+    if launcher == 'pytorch' and 0 < count <= rank:
+        raise UserError(f'process {rank} of this machine has no GPU: start {count}')
+
+
+def join_without_gpu(launcher: str) -> None:
+    """Join the other processes of a launcher on CPUs.
+
+    Raises:
+        UserError: If the launcher is for GPUs.
+    """
+    if launcher != 'pytorch':
+        raise UserError(
+            f'--launcher {launcher} needs GPUs and none is available; on CPUs start the processes '
+            'with torchrun, and give --launcher pytorch'
+        )
+    torch.distributed.init_process_group('gloo')
 
 
 def _has_gpu() -> bool:

@@ -29,7 +29,10 @@ def check_contents(
             classes are not those to be learned.
     """
     for inner, name in datasets_of(dataset, option):
-        kind, root, folder = kind_of(inner), inner.get('data_root') or '', image_folder(inner)
+        kind = kind_of(inner)
+        if kind == 'UnlabelledImages':  # has no classes, and may have several roots
+            continue
+        root, folder = inner.get('data_root') or '', image_folder(inner)
         if inner.get('backend_args') or '://' in folder:
             continue
         classes = (inner.get('metainfo') or {}).get('classes')

@@ -34,6 +34,7 @@ def check_dataset(dataset: Mapping[str, Any], option: str = 'dataset') -> None:
         kind = kind_of(inner)
         if kind == 'UnlabelledImages':
             _check_unlabelled(inner, name)
+            continue
         if inner.get('backend_args') or kind not in _IMAGE_FOLDERS + _COCO_LIKE:
             continue
         root = inner.get('data_root') or ''

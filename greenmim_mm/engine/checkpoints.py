@@ -98,14 +98,16 @@ def _named(work_dir: Path) -> Path | None:
     if not text:
         return None
     path = Path(text)
-    return next((p for p in (work_dir / path.name, path) if p.exists()), None)
+    # Below the work folder, too, where the hook has a folder of its own.
+    here = (work_dir / path.name, work_dir / path.parent.name / path.name)
+    return next((p for p in (*here, path) if p.exists()), None)
 
 
 def _others(work_dir: Path, named: Path | None) -> Iterator[tuple[tuple[int, int], Path]]:
     """Checkpoints by iteration; those that cannot be read come last."""
     if not work_dir.is_dir():
         return
-    for path in work_dir.iterdir():
+    for path in [*work_dir.iterdir(), *work_dir.glob('checkpoints/*')]:
         if path != named and (match := _NAME.fullmatch(path.name)):
             meta = read_meta(path)
             yield (int(meta.get('iter', -1)), int(match[2])), path

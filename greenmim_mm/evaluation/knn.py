@@ -15,6 +15,7 @@ def knn_scores(
     num_classes: int,
     k: int = 20,
     temperature: float = 0.07,
+    leave_one_out: bool = False,
 ) -> Tensor:
     """Votes of the ``k`` nearest features of the bank, by class.
 
@@ -29,21 +30,27 @@ def knn_scores(
         num_classes: How many classes there are.
         k: How many neighbours vote.
         temperature: The lower, the more the nearest count.
+        leave_one_out: Query i is entry i of the bank, which has no vote for itself.
 
     Returns:
         ``(N, num_classes)``: shares of the votes, each row sums to 1.
 
     Raises:
-        ValueError: If ``k`` is not in 1 to M, ``temperature`` is not positive, or a label is none
-            of the classes.
+        ValueError: If ``k`` is not in 1 to M (M - 1 if one is left out), ``temperature`` is not
+            positive, a label is none of the classes, or there is no query for each entry of which
+            one is to be left out.
 
     Example:
         >>> bank = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         >>> knn_scores(torch.tensor([[2.0, 0.0]]), bank, torch.tensor([0, 1]), 2, k=1)
         tensor([[1., 0.]])
     """
-    if not 1 <= k <= len(bank):
-        raise ValueError(f'k={k} must lie between 1 and the {len(bank)} labelled images')
+    if leave_one_out and len(queries) != len(bank):
+        raise ValueError(f'{len(queries)} queries are not the {len(bank)} entries of the bank')
+    others = len(bank) - leave_one_out
+    if not 1 <= k <= others:
+        what = 'other labelled images' if leave_one_out else 'labelled images'
+        raise ValueError(f'k={k} must lie between 1 and the {others} {what}')
     if not temperature > 0:
         raise ValueError(f'temperature={temperature} must be positive')
     if labels.min() < 0 or labels.max() >= num_classes:
@@ -52,10 +59,12 @@ def knn_scores(
         )
     bank = F.normalize(bank, dim=1)
     rows = max(1, _MAX_SIMILARITIES // len(bank))
-    scores = [
-        _votes(F.normalize(part, dim=1) @ bank.t(), labels, num_classes, k, temperature)
-        for part in queries.split(rows)
-    ]
+    scores = []
+    for start in range(0, len(queries), rows):
+        similarities = F.normalize(queries[start : start + rows], dim=1) @ bank.t()
+        if leave_one_out:
+            similarities.diagonal(start).fill_(-torch.inf)
+        scores.append(_votes(similarities, labels, num_classes, k, temperature))
     return torch.cat(scores) if scores else queries.new_zeros(0, num_classes)
 
 

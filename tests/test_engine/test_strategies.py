@@ -298,7 +298,7 @@ def test_bad_input(refused, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'deepspeed', None)
     fsdp, zero = (str(ROOT / f'{LARGE}_{name}.py') for name in ('fsdp', 'deepspeed-zero2'))
     options = [f'--work-dir={tmp_path}', '--cfg-options', 'optim_wrapper.type=OptimWrapper']
-    assert 'tools/dist_train.sh CONFIG GPUS' in refused(fsdp, *options)
+    assert 'with torchrun, and give --launcher pytorch' in refused(fsdp, *options)
     assert 'needs GPUs' in refused(fsdp, '--launcher=pytorch', *options)
     assert 'FlexibleRunner' in refused(fsdp, *options, 'runner_type=Runner')
     assert 'pip install deepspeed' in refused(zero, '--launcher=pytorch')

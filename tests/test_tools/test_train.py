@@ -547,7 +547,7 @@ def test_one_of_three_processes_dies(killed):
 def test_launchers_that_need_gpus(monkeypatch):
     monkeypatch.setattr(runs, 'is_distributed', lambda: False)
     monkeypatch.setattr(runs, 'get_device', lambda: 'cpu')
-    with pytest.raises(UserError, match='--launcher slurm needs GPUs.*tools/dist_train.sh'):
+    with pytest.raises(UserError, match='--launcher slurm needs GPUs.*torchrun'):
         runs.build_runner(Config(dict(launcher='slurm')))
     monkeypatch.setattr(runs, 'get_device', lambda: 'cuda')
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import CheckpointHook as _CheckpointHook
@@ -23,12 +24,22 @@ class CheckpointHook(_CheckpointHook):
     ``last_checkpoint`` follows; only then are older ones removed. mmengine removes first and
     writes in place. Storage that is not local is left to mmengine.
 
-    Arguments are the parent's.
+    Args:
+        *args: The parent's.
+        folder: Folder inside the work folder for the checkpoints; the work folder itself if empty.
+            (The parent's ``out_dir`` lies anywhere, and gets a folder named as the work folder.)
+        **kwargs: The parent's.
     """
+
+    def __init__(self, *args: Any, folder: str = '', **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.folder = folder
 
     def before_train(self, runner: Runner) -> None:
         """Clear away what an earlier run has left half-written."""
         super().before_train(runner)
+        if self.folder:
+            self.out_dir = os.path.join(runner.work_dir, self.folder)
         if is_main_process() and self._is_local():
             os.makedirs(self.out_dir, exist_ok=True)
             for path in Path(self.out_dir).glob('.*.part'):
