@@ -112,38 +112,33 @@ def run(
 
     cv2.setNumThreads(0)
     for group, folder in folders.items():
-        if not (images := find_images([str(folder)])):
+        if not (images := list(find_images([str(folder)]))):
             raise ValueError(f'{folder} has no image; name a folder that has')
         for name, (transforms, copies) in pipelines(pixels).items():
             results.append(result := DataResult(name, group, workers))
             result.parts = _time_parts(images, [*transforms, *_CLOSING], copies)
         measured = results[-len(pipelines(pixels)) :]
-        # A round is long enough for the queue of batches to stand still.
-        times = -(-max(_FEWEST, 4 * batch) // len(images))
+        # Enough for several batches: indices beyond the last image begin again at the first.
+        length = len(images) * -(-max(_FEWEST, 6 * batch) // len(images))
         for number in workers:
             for done in range(repeats):
                 for result in measured:
                     transforms, copies = pipelines(pixels)[result.name]
-                    dataset = UnlabelledImages(
-                        [str(folder)] * times, pipeline=[*transforms, *_CLOSING]
+                    dataset = UnlabelledImages(str(folder), pipeline=[*transforms, *_CLOSING])
+                    sampler = RepeatableSampler(range(length), seed=done, repeats=copies)
+                    loader = DataLoader(
+                        dataset, batch, sampler=sampler, num_workers=number, collate_fn=len
                     )
-                    seconds = _time_round(dataset, number, batch, copies, done)
+                    seconds = _time_round(loader)
                     result.seconds.setdefault(number, []).append(seconds)
                 log(f'{group}, workers={number}: round {done + 1} of {repeats}')
 
 
-def _time_round(
-    dataset: UnlabelledImages, workers: int, batch: int, copies: int, epoch: int
-) -> float:
+def _time_round(loader: DataLoader) -> float:
     """Seconds an image, without the start of the processes."""
-    sampler = RepeatableSampler(dataset, seed=0, repeats=copies)
-    sampler.set_epoch(epoch)
-    loader = DataLoader(
-        dataset, batch, sampler=sampler, num_workers=workers, collate_fn=len, drop_last=True
-    )
     batches = iter(loader)
     # Each worker is at its second batch then.
-    for _ in range(min(workers, len(loader) - 1)):
+    for _ in range(loader.num_workers):
         next(batches)
     start, images = time.perf_counter(), 0
     for size in batches:

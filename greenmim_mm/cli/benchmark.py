@@ -5,6 +5,7 @@ Commands:
   grouping   how the time to plan a step grows with the image
   dense      GreenSwin in a detector against mmdet's Swin
   traffic    arithmetic, bytes moved and operators launched in a step, counted and not timed
+  data       reading and cropping of images, a second and in each transform
 
 A table in Markdown goes to stdout, progress to stderr. Candidates of a group take turns; medians
 are printed with the least and the greatest value. Candidates whose package is missing, or whose
@@ -29,12 +30,14 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ..archs import SWIN_ARCHS
 from .errors import Parser, errors_in_one_line
 from .options import positive as _positive
 
-COMMANDS = ('pretrain', 'grouping', 'dense', 'traffic')
+COMMANDS = ('pretrain', 'grouping', 'dense', 'traffic', 'data')
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -51,7 +54,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     # Not above: `--help` is quick without.
     import torch
 
-    from ..benchmark import grouping, measure, report, traffic
+    from ..benchmark import data, grouping, measure, report, traffic
     from ..fileio import check_destination
 
     args.device = torch.device(args.device)
@@ -72,14 +75,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             run(results=results, log=_log)
     except KeyboardInterrupt:
         interrupted = True
-        for result in results if 'repeats' in args else ():
+        for result in results if 'repeats' in args and args.command != 'data' else ():
             if not result.failure and len(result.seconds) < args.repeats:
                 result.failure = f'interrupted after {len(result.seconds)} of {args.repeats} rounds'
     command = shlex.join([*(prog or 'tools/benchmark.py').split(), *argv])
     facts = report.environment(command, args.device, 'bf16 autocast' if args.amp else 'fp32')
-    tables = {'grouping': grouping.tables, 'traffic': traffic.tables}.get(
-        args.command, report.tables
-    )
+    own = {'grouping': grouping.tables, 'traffic': traffic.tables, 'data': data.tables}
+    tables = own.get(args.command, report.tables)
     print(report.header(facts), tables(results), sep='\n\n')
     if args.json:
         entries = [asdict(result) for result in results]
@@ -102,6 +104,9 @@ def _plan(args: argparse.Namespace) -> Callable:
             unit_grid(side, side)
         names = ('pixels', 'window', 'mask_ratio', 'repeats', 'table_limit')
         return partial(grouping.run, **{name: getattr(args, name) for name in names})
+    if args.command == 'data':
+        names = ('pixels', 'workers', 'batch', 'repeats')
+        return partial(_run_data, args.images, **{name: getattr(args, name) for name in names})
     if args.command == 'traffic':
         changes = dict(peak=args.peak, bandwidth=args.bandwidth, launch=args.launch)
         devices = [traffic.device(name, **changes) for name in args.roofline]
@@ -119,6 +124,23 @@ def _plan(args: argparse.Namespace) -> Callable:
     selected = candidates.select(args.models)
     options = dict(settings=settings, batch=args.batch, find_batch=args.find_batch)
     return partial(pretrain.run, candidates=selected, **options)
+
+
+def _run_data(images: Sequence[str] | None, **options) -> None:
+    """On the user's images, or on photographs that scikit-image brings, at two sizes."""
+    from ..benchmark import data
+    from ..demo.scenes import PHOTOGRAPHS, load_photographs
+
+    if images:
+        data.run(folders={folder: Path(folder) for folder in images}, **options)
+        return
+    with TemporaryDirectory() as made:
+        photographs = load_photographs([name for names in PHOTOGRAPHS.values() for name in names])
+        folders = {}
+        for width, height in data.SIZES:
+            folder = folders[f'{width} x {height}, JPEG'] = Path(made, f'{width}')
+            data.write_photographs(folder, photographs, (width, height))
+        data.run(folders=folders, **options)
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
@@ -207,6 +229,19 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     command.add_argument(
         '--launch', type=_number, help='least microseconds of an operator (default: 4)'
     )
+
+    command = commands.add_parser(
+        'data', parents=[rounds, common], help='reading and cropping, in worker processes'
+    )
+    command.add_argument(
+        '--images', nargs='+', metavar='DIR', help='default: photographs made at two sizes'
+    )
+    command.add_argument('--pixels', type=_positive, default=224, help='crops (default: 224)')
+    command.add_argument(
+        '--workers', type=_positive, nargs='+', default=[1, 2], help='default: 1 2'
+    )
+    command.add_argument('--batch', type=_positive, default=32, help='default: 32')
+    command.set_defaults(threads=1)
     return parser
 
 

@@ -4,7 +4,9 @@ What the user can mend raises :class:`UserError`, or :class:`~greenmim_mm.datase
 """
 
 import argparse
+import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -15,6 +17,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_distributed
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -90,12 +93,25 @@ def training_config(args: argparse.Namespace) -> Config:
 
 def check_training(cfg: Config) -> None:
     """Raise :class:`UserError` or :class:`DataError` if a training run cannot start."""
+    if cfg.get('compile') and (reason := compiler_obstacle()):
+        print_log(f'compile={cfg.compile} is left out: {reason}', 'current', logging.WARNING)
+        cfg.compile = False
     check_amp(cfg)
     check_strategy(cfg)
     check_accumulation(cfg)
     check_layer_decay(cfg)
     check_data(cfg, 'train_dataloader', 'val_dataloader')
     check_pretrained(cfg.get('model'))
+
+
+def compiler_obstacle() -> str | None:
+    """Why torch.compile cannot work here, None if nothing is known that speaks against it."""
+    compilers = [os.environ['CXX']] if 'CXX' in os.environ else ['g++', 'clang++', 'c++']
+    if not any(map(shutil.which, compilers)):
+        return f'there is no C++ compiler ({", ".join(compilers)}); install g++'
+    if get_device() == 'cuda' and find_spec('triton') is None:
+        return 'the package triton is not installed; pip install triton'
+    return None
 
 
 def testing_config(args: argparse.Namespace) -> Config:

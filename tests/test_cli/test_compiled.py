@@ -1,0 +1,96 @@
+"""compile= in a config: the same losses, and eager where no compiler is."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
+from PIL import Image
+
+from greenmim_mm.cli import runs
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / 'configs/custom/greenmim_swin-tiny-w7_1xb128-amp-coslr-100e_custom.py'
+
+
+@pytest.fixture(autouse=True)
+def no_traces_of_the_runner():
+    yield
+    for manager in (MessageHub, DefaultScope, MMLogger, Visualizer):
+        manager._instance_dict.clear()
+
+
+def config_of(folder, name, **changes):
+    cfg = Config.fromfile(RECIPE)
+    cfg.merge_from_dict(
+        {
+            'model.backbone.arch': dict(
+                embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), _delete_=True
+            ),
+            'model.neck.embed_dim': 128,
+            'model.neck.decoder_embed_dim': 32,
+            'model.neck.decoder_num_heads': 2,
+            'train_dataloader.dataset.data_root': str(folder),
+            'train_dataloader.dataset.pipeline.0.scale': 128,
+            'train_dataloader.batch_size': 2,
+            'train_dataloader.num_workers': 0,
+            'train_dataloader.persistent_workers': False,
+            'optim_wrapper.type': 'OptimWrapper',
+            'optim_wrapper.optimizer.lr': 1e-3,
+            'train_cfg.max_epochs': 3,
+            'default_hooks.logger.interval': 1,
+            'log_processor': dict(window_size=1),
+            'randomness.seed': 0,
+            'work_dir': str(folder.parent / name),
+            **changes,
+        },
+    )
+    return cfg
+
+
+def losses(cfg):
+    runs.check_training(cfg)
+    Runner.from_cfg(cfg).train()
+    (path,) = Path(cfg.work_dir).glob('*/vis_data/scalars.json')
+    return [json.loads(line)['loss'] for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / 'images').mkdir()
+    for number in range(4):
+        image = Image.effect_noise((6, 5), 200).resize((160, 140)).convert('RGB')
+        image.save(tmp_path / f'images/{number}.png')
+    return tmp_path / 'images'
+
+
+def test_compiled_steps_are_the_same_steps(folder):
+    """As Dynamo captures them; what the backends behind it make of that is PyTorch's own."""
+    eager = losses(config_of(folder, 'eager'))
+    no_traces = [m._instance_dict.clear() for m in (MessageHub, DefaultScope, MMLogger, Visualizer)]
+    assert len(eager) == 6 and len(no_traces) == 4
+    compiled = losses(config_of(folder, 'compiled', compile=dict(backend='eager')))
+    assert compiled == pytest.approx(eager, rel=1e-4)
+
+
+def test_without_a_compiler_a_run_is_eager(folder, monkeypatch, caplog):
+    cfg = config_of(folder, 'run', compile=True)
+    with caplog.at_level(logging.WARNING):
+        monkeypatch.setenv('PATH', os.devnull)
+        monkeypatch.delenv('CXX', raising=False)
+        monkeypatch.setattr(runs, 'print_log', lambda text, *_: caplog.records.append(text))
+        runs.check_training(cfg)
+    assert cfg.compile is False
+    assert 'compile=True is left out: there is no C++ compiler (g++' in caplog.records[-1]
+    monkeypatch.setattr(runs.shutil, 'which', lambda name: name)
+    monkeypatch.setattr(runs, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(runs, 'find_spec', lambda name: None)
+    assert 'pip install triton' in runs.compiler_obstacle()
+    monkeypatch.setattr(runs, 'get_device', lambda: 'cpu')
+    assert runs.compiler_obstacle() is None
