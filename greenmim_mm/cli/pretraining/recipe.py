@@ -78,7 +78,7 @@ def _set_data(cfg: Config, plan: Plan) -> None:
         max_bad=plan.max_bad,
     )
     for step in loader.dataset.pipeline:
-        if step.type == 'RandomResizedCrop':
+        if step.type == 'greenmim_mm.LoadRandomResizedCrop':
             step.scale = plan.image_size
 
 

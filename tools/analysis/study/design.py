@@ -72,7 +72,7 @@ class PretrainSettings:
     )
     batch_size: int = 16
     steps: dict = field(default_factory=lambda: dict(greenmim=2500, scrambled=2500, simmim=1615))
-    lr: dict = field(default_factory=lambda: dict(greenmim=4e-4, scrambled=4e-4, simmim=4e-4))
+    lr: dict = field(default_factory=lambda: dict(greenmim=4e-4, scrambled=4e-4, simmim=1e-3))
     warmup: int = 100
     weight_decay: float = 0.05
     milestones: tuple = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
