@@ -234,6 +234,14 @@ def _readme(
         'normalised with mean 123.675, 116.28, 103.53 and standard deviation 58.395, 57.12, '
         '57.375 (RGB, 0 to 255), as ImageNet usually is.',
     ]
+    if arch.version == 1 and arch.window_sizes:
+        side = 32 * arch.window_sizes[-1]
+        parts.append(
+            f'Where a map is no larger than a window (the last one, of images up to {side} pixels) '
+            "timm and transformers do not shift the window, as Swin's own code, and mmdet and "
+            'detectron2 do: there the features of these two differ by that from the others. On '
+            f'larger images, e.g. of {2 * side} pixels, all four are the same.'
+        )
     for name, lines in code.items():
         parts += [f'## {name}: `{FILES[name]}`', f'```python\n{lines}\n```']
     for name, reason in left_out.items():

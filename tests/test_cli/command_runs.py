@@ -13,7 +13,7 @@ from greenmim_mm.cli.main import main
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     '--cfg-options',
-    *(f'model.backbone.arch.{name}' for name in ('embed_dims=16', 'depths=[1,1,1,1]')),
+    *(f'model.backbone.arch.{name}' for name in ('embed_dims=16', 'depths=[1,1,1,2]')),
     'model.backbone.arch.num_heads=[1,2,4,8]',
     *('model.neck.embed_dim=128', 'model.neck.decoder_embed_dim=32'),
     'model.neck.decoder_num_heads=2',

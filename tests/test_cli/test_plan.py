@@ -165,7 +165,7 @@ def test_bad_limit(text, limit):
 def test_every_line_of_the_plan_has_a_reason():
     lines = plan(60, CPU, epochs=2).describe()
     assert all(line.endswith(')') for line in lines)
-    assert any('2 of 2 steps' in line and line.endswith('(as you said)') for line in lines)
+    assert any('2, of 2 steps each' in line and line.endswith('(as you said)') for line in lines)
     assert any('30 images' in line and 'half of the 60 images' in line for line in lines)
 
 

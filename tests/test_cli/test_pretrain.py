@@ -74,11 +74,13 @@ def test_code_of_the_readme_runs(finished):
     text = (finished / 'exported/README.md').read_text()
     blocks = [part.partition('\n```')[0] for part in text.split('```python\n')[1:]]
     assert len(blocks) == 4
-    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    # Twice the side: mmdet alone would shift a window that is as large as its map.
+    assert 'e.g. of 128 pixels, all four are the same' in text
+    images = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     features = []
     for block in blocks[:3]:
         scope: dict = {}
-        exec(block, scope)
+        exec(block.replace('img_size=64', 'img_size=128'), scope)
         model = scope['model']
         model.eval()  # mmdet's returns nothing
         with torch.no_grad():

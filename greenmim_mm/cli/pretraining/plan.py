@@ -187,7 +187,7 @@ class Plan:
             + ('' if self.devices == 1 else 's' if self.on_gpu else 'es'),
             'batch_size': f'{self.batch_size} images{share}{parts}',
             'lr': f'{self.lr:.3g}',
-            'epochs': f'{self.epochs} of {self.steps_per_epoch} steps{warmup}',
+            'epochs': f'{self.epochs}, of {self.steps_per_epoch} steps each{warmup}',
             'precision': self.precision,
             'workers': f'{self.workers} a device',
         }
