@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from greenmim_mm.datasets import DataError
 from greenmim_mm.engine.checkpoints import CheckpointError, damage, last_checkpoint, read_meta
-from greenmim_mm.engine.hooks import Interruption, NonFiniteLossError, ResumeError
+from greenmim_mm.engine.hooks import CheckpointHook, Interruption, NonFiniteLossError, ResumeError
 from greenmim_mm.engine.hooks.gradient_norm import gradient_norm
 from greenmim_mm.engine.hooks.non_finite import first_non_finite
 
@@ -376,6 +377,38 @@ def test_folders_that_are_copied_or_moved(tmp_path):
     (new / 'epoch_1.pth').rename(tmp_path / 'epoch_1.pth')
     (new / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
     assert last_checkpoint(new) == tmp_path / 'epoch_1.pth'
+
+
+def test_runs_go_on_in_copied_and_moved_folders(folder, tmp_path, whole):
+    """And do nothing to the folder that they are a copy of."""
+    first, copied, moved = (tmp_path / name for name in ('first', 'copied', 'moved'))
+    seen = {}
+    for work_dir, iteration in ((first, STEPS + 1), (copied, STEPS + 3)):
+        interrupt_at(iteration)
+        with pytest.raises(Interruption):
+            train(config(work_dir, folder), resume=True)
+        seen |= AtIteration.losses
+        if work_dir == first:
+            shutil.copytree(first, copied)
+            before = {path: path.read_bytes() for path in first.rglob('*') if path.is_file()}
+    copied.rename(moved)
+    AtIteration.actions = {}
+    rest, final = train(config(moved, folder), resume=True)
+    assert seen | rest == whole[0] and min(rest) == STEPS + 4
+    assert_same(final, whole[1])
+    assert {p: p.read_bytes() for p in first.rglob('*') if p.is_file()} == before
+    assert not copied.exists()
+
+
+def test_the_best_checkpoint_is_that_of_the_own_folder(tmp_path):
+    hub = MessageHub.get_instance('best')
+    hub.update_info('best_ckpt', '/elsewhere/best_acc_epoch_1.pth')
+    runner = SimpleNamespace(
+        work_dir=str(tmp_path), message_hub=hub, logger=MMLogger.get_instance('best')
+    )
+    hook = CheckpointHook(save_best='acc', rule='greater')
+    hook.before_train(runner)
+    assert hook.best_ckpt_path == str(tmp_path / 'best_acc_epoch_1.pth')
 
 
 def test_bad_images_are_named_in_the_work_folder(folder, tmp_path):

@@ -44,6 +44,13 @@ class CheckpointHook(_CheckpointHook):
             os.makedirs(self.out_dir, exist_ok=True)
             for path in Path(self.out_dir).glob('.*.part'):
                 _remove(path)
+        if self._is_local():
+            # mmengine keeps whole paths and removes what is no longer best: in a folder that was
+            # copied that would be a checkpoint of the first one.
+            if getattr(self, 'best_ckpt_path', None):
+                self.best_ckpt_path = self._here(self.best_ckpt_path)
+            if named := getattr(self, 'best_ckpt_path_dict', None):
+                self.best_ckpt_path_dict = {k: v and self._here(v) for k, v in named.items()}
 
     def save_interrupted(self, runner: Runner) -> str:
         """Save a checkpoint after an iteration, which the next regular one replaces.
@@ -85,6 +92,9 @@ class CheckpointHook(_CheckpointHook):
         if is_main_process():
             for other in outdated:
                 _remove(Path(self.out_dir, other))
+
+    def _here(self, path: str) -> str:
+        return os.path.join(self.out_dir, os.path.basename(path))
 
     def _is_local(self) -> bool:
         named = self.file_client_args or self.backend_args or '://' in str(self.out_dir)
