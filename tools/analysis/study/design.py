@@ -83,7 +83,7 @@ class ProbeSettings:
     """Which digit is in the box? Frozen features, averaged over ``cells`` x ``cells`` of it."""
 
     num_train: int = 600
-    cells: int = 1
+    cells: int = 3
     neighbours: int = 10
     penalty: float = 0.01  # scikit-learn's C of the logistic regression
 
