@@ -43,7 +43,13 @@ class Network:
 
 
 NETWORKS = {
-    'swin': Network('GreenSwin', "mmdet's own Swin", 'swin-mini-w4', 'mmdet'),
+    'swin': Network(
+        'GreenSwin',
+        "mmdet's own Swin",
+        'swin-mini-w4',
+        'mmdet',
+        f'{CONFIGS}/greenmim_swin-mini-w4_digits-128px.pth',
+    ),
     # mmdet has no Swin V2: the detector, too, has this package's.
     'swinv2': Network('GreenSwinV2', 'GreenSwinV2', 'swinv2-mini-w4', 'greenmim_mm'),
 }
@@ -89,7 +95,7 @@ class Scale:
         return replace(self, model=model, folder=self.folder.replace('demo', f'demo_{model}', 1))
 
 
-FULL = Scale('work_dirs/demo', 8000, 100, 200, 3, 48)
+FULL = Scale('work_dirs/demo', 4000, 100, 200, 2, 48)
 QUICK = Scale('work_dirs/demo_quick', 64, 24, 8, 1, 1)
 
 
@@ -101,7 +107,7 @@ def steps(scale: Scale) -> list[Step]:
     pretrained = f'{here}/pretrain/epoch_{scale.pretrain_epochs}.pth'
     start = ''
     if network.checkpoint:  # gently: a full learning rate would undo what it has learnt
-        start = f' load_from={network.checkpoint} optim_wrapper.optimizer.lr=2e-4'
+        start = f' load_from={network.checkpoint} optim_wrapper.optimizer.lr=1e-4'
     carried = (network.checkpoint,) if network.checkpoint else ()
     samples = ' '.join(f'{here}/data/coco/val/{index:06d}.jpg' for index in range(1, 9))
     return [

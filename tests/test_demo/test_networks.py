@@ -1,5 +1,7 @@
 """The configs of the demo: a step of pre-training, then a detector that starts from it."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,10 @@ from mmengine.visualization import Visualizer
 
 from greenmim_mm.cli import runs
 from greenmim_mm.cli.train import make_parser
-from greenmim_mm.demo.data import DemoDataConfig, build_demo_data
+from greenmim_mm.demo.data import DemoDataConfig, build_demo_data, draw_scene
 from greenmim_mm.demo.road import NETWORKS, ROOT
+from greenmim_mm.demo.scenes import PHOTOGRAPHS, load_digit_pools, load_photographs
+from greenmim_mm.ops import random_mask
 
 COCO_V2 = 'configs/mask_rcnn/mask-rcnn_greenmim-swinv2-base-w8_fpn_amp-ms-crop-3x_coco.py'
 
@@ -70,6 +74,31 @@ def test_pretraining_and_detection(model, data, tmp_path):
     found = dict(runner.model.backbone.named_parameters())
     for name, parameter in first.model.backbone.named_parameters():
         assert torch.equal(found[name], parameter), name
+
+
+def test_carried_weights_paint():
+    """The file that the demo starts from: whole, of the demo's model, and better than the mean."""
+    (network,) = [network for network in NETWORKS.values() if network.checkpoint]
+    path = ROOT / network.checkpoint
+    assert path.stat().st_size < 10e6
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert digest in (ROOT / 'docs/evidence.md').read_text()
+    cfg = Config.fromfile(ROOT / network.pretrain)
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    model.load_state_dict(torch.load(path, weights_only=True)['state_dict'])
+    pools, photographs = load_digit_pools(), {'dev': load_photographs(PHOTOGRAPHS['dev'])}
+    config = DemoDataConfig(128)
+    scenes = [draw_scene(config, 'dev', i, pools, photographs)[1] for i in range(16)]
+    images = torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2).flip(1)
+    images = model.data_preprocessor(dict(inputs=images), False)['inputs']
+    mask = random_mask(16, 0.5, np.random.default_rng(0))
+    with torch.no_grad():
+        loss = float(model.eval().masked_loss(images, mask))
+    hidden = images.unfold(2, 32, 32).unfold(3, 32, 32).flatten(2, 3)[:, :, torch.from_numpy(mask)]
+    of_units = float((hidden - hidden.mean((3, 4), keepdim=True)).square().mean())
+    # Each unit's own mean, which no network can know, as a flat square.
+    assert loss < 0.8 * of_units
 
 
 def decay_of(runner) -> dict[str, float]:

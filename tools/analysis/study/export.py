@@ -13,7 +13,7 @@ DEMO_CHECKPOINT = ROOT / 'configs/demo/greenmim_swin-mini-w4_digits-128px.pth'
 
 
 def export(study: Study, places: Places, path: Path = DEMO_CHECKPOINT) -> str:
-    """Write the weights of the study's first GreenMIM pre-training in half precision.
+    """Write the weights of the study's longest GreenMIM pre-training in half precision.
 
     Returns:
         The file's SHA-256.
@@ -21,9 +21,11 @@ def export(study: Study, places: Places, path: Path = DEMO_CHECKPOINT) -> str:
     Raises:
         StudyError: If that pre-training is not finished, or its weights are not on this machine.
     """
-    cell = Cell('pretrain', 'greenmim', study.detect.pretrained_seed)
+    seed, length = study.detect.pretrained_seed, study.lengths[-1]
+    cell = Cell('pretrain', 'greenmim', seed, length=length)
     result = read_result(places, study, cell)
-    source = milestone_path(study, places, cell.start, cell.seed, study.pretrain.steps[cell.start])
+    last = study.pretrain.steps[cell.start] * length
+    source = milestone_path(study, places, cell.start, cell.seed, last)
     if result is None or not source.exists():
         raise StudyError(f'{cell.name} is not finished here; run it first')
     weights = torch.load(source, weights_only=True)['state_dict']
@@ -33,7 +35,8 @@ def export(study: Study, places: Places, path: Path = DEMO_CHECKPOINT) -> str:
     }
     meta = dict(
         study=version(study, cell),
-        command=f'python tools/analysis/evidence.py pretrain --start greenmim --seed {cell.seed}',
+        command='python tools/analysis/evidence.py pretrain --start greenmim '
+        f'--seed {seed} --length {length}',
         **{name: result[name] for name in ('steps', 'images', 'minutes', 'held_out')},
     )
     temporary = path.with_suffix('.tmp')
