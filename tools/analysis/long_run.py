@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -186,6 +187,8 @@ def main() -> None:
     parser.add_argument('--pretrain', type=int, default=3000, help='steps (default 3000)')
     parser.add_argument('--detect', type=int, default=500, help='steps (default 500)')
     args = parser.parse_args()
+    # As an exception, so that the run does not outlive this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     grown = False
     with tempfile.TemporaryDirectory(prefix='long_run_') as place:
         folder = Path(place)
