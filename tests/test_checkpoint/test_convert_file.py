@@ -23,6 +23,7 @@ from greenmim_mm.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from greenmim_mm.checkpoint.checksums import CHECKSUMS, make_checksums
 from greenmim_mm.verification import verify_network
 from greenmim_mm.version import __version__
 
@@ -44,6 +45,7 @@ def test_note_and_left_out(tmp_path):
     result = convert_file(src, dst, 'mmpretrain')
     written = torch.load(dst, weights_only=True)
     assert written.keys() == {'meta', 'state_dict'}
+    assert written['meta'].pop(CHECKSUMS) == make_checksums(written['state_dict'])
     assert (
         written['meta']
         == result.meta

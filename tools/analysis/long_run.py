@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -88,11 +89,9 @@ def growth(samples: Sequence[Sample]) -> list[str]:
     Raises:
         ValueError: If there are too few samples.
     """
-    last = samples[-1].step
-    early = [one for one in samples if last / 4 <= one.step < last / 2]
-    late = [one for one in samples if one.step >= last * 3 / 4]
+    early, late = quarters(samples)
     if min(len(early), len(late)) < 5:
-        raise ValueError(f'{len(samples)} samples of {last} steps are too few; run for longer')
+        raise ValueError(f'{len(samples)} samples are too few; run for longer')
     found = []
 
     def compare(what: str, value: Callable[[Sample], float], allowed: float, unit: str) -> None:
@@ -110,6 +109,13 @@ def growth(samples: Sequence[Sample]) -> list[str]:
     if after > before * (1 + TIME_SHARE):
         found.append(f'a step: from {1e3 * before:.1f} to {1e3 * after:.1f} ms of a processor')
     return found
+
+
+def quarters(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Samples of the second and of the last quarter of a run's steps."""
+    last = samples[-1].step
+    early = [one for one in samples if last / 4 <= one.step < last / 2]
+    return early, [one for one in samples if one.step >= last * 3 / 4]
 
 
 def seconds_of_a_step(samples: Sequence[Sample]) -> float:
@@ -159,23 +165,25 @@ def train(name: str, steps: int, folder: Path) -> list[Sample]:
         process.wait()
     if process.returncode != 0:
         raise RuntimeError(f'{name} failed:\n{log.read_text()[-3000:]}')
-    return samples
+    # After the last step it leaves: workers go, and with them what they took.
+    end = next((i for i, one in enumerate(samples) if one.step == samples[-1].step), -1)
+    return samples[: end + 1]
 
 
 def describe(samples: Sequence[Sample]) -> str:
-    """One line of the figures at a quarter of a run and at its end."""
-    last = samples[-1].step
-    first = next(one for one in samples if one.step >= last / 4)
-    final = samples[-1]
-    early = [one for one in samples if last / 4 <= one.step < last / 2]
-    late = [one for one in samples if one.step >= last * 3 / 4]
-    return (
-        f'steps {first.step} and {last}: memory {first.memory / 1e6:.0f} and '
-        f'{final.memory / 1e6:.0f} MB, open files {first.files} and {final.files}, threads '
-        f'{first.threads} and {final.threads}; a step in the second and the last quarter '
-        f'{1e3 * seconds_of_a_step(early):.0f} and {1e3 * seconds_of_a_step(late):.0f} ms of a '
-        'processor'
-    )
+    """One line: medians of the second and the last quarter of a run."""
+    early, late = quarters(samples)
+    figures = [
+        ('memory', lambda one: round(one.memory / 1e6), ' MB'),
+        ('open files', lambda one: one.files, ''),
+        ('threads', lambda one: one.threads, ''),
+    ]
+    told = [
+        f'{what} {median(map(value, early)):g} and {median(map(value, late)):g}{unit}'
+        for what, value, unit in figures
+    ]
+    times = ' and '.join(f'{1e3 * seconds_of_a_step(part):.0f}' for part in (early, late))
+    return f'{samples[-1].step} steps: {", ".join(told)}, a step {times} ms of a processor'
 
 
 def main() -> None:
@@ -186,6 +194,8 @@ def main() -> None:
     parser.add_argument('--pretrain', type=int, default=3000, help='steps (default 3000)')
     parser.add_argument('--detect', type=int, default=500, help='steps (default 500)')
     args = parser.parse_args()
+    # As an exception, so that the run does not outlive this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     grown = False
     with tempfile.TemporaryDirectory(prefix='long_run_') as place:
         folder = Path(place)
