@@ -1,5 +1,6 @@
 """Options and fixtures for all tests."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,14 @@ settings.load_profile('default')
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption('--golden', help='file of reference results for tests/golden')
+
+
+@pytest.fixture(autouse=True)
+def no_old_logs():
+    """A logger of mmengine keeps the stream that it was made with, which ends with its test."""
+    yield
+    if (logging := sys.modules.get('mmengine.logging')) is not None:
+        logging.MMLogger._instance_dict.clear()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

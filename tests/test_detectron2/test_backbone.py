@@ -93,7 +93,7 @@ def test_features_are_those_of_mmdet(d2):
         # 40x72 pixels: the third map, of two blocks, has 3x5 tokens, fewer than a window's.
         for size in ((100, 132), (40, 72)):
             for one, other in zip(theirs(images(*size)), ours(images(*size)).values(), strict=True):
-                torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize('version', [1, 2])
@@ -111,7 +111,7 @@ def test_checkpoints_of_other_formats(d2, tmp_path, version, target):
     backbone = tiny(d2, version, checkpoint=str(path), out_indices=(3,), **windows)
     with torch.no_grad():
         (expected,) = reference(images())
-        torch.testing.assert_close(backbone(images())['p3'], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(backbone(images())['p3'], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_other_windows_than_the_checkpoints(d2, tmp_path):
