@@ -37,7 +37,8 @@ EXTRAS['all'] = [line for name, lines in EXTRAS.items() if name != 'openmmlab' f
 # Where MIM and mmengine look for them. No caches, whatever has been run in the clone.
 MIM = (
     *('model-index.yml', 'configs/**/*.py', 'configs/**/*.yml', 'configs/**/*.md'),
-    *('tools/**/*.py', 'tools/*.sh'),
+    # The weights that the demo starts from.
+    *('configs/demo/*.pth', 'tools/**/*.py', 'tools/*.sh'),
 )
 
 setup(

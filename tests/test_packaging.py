@@ -78,7 +78,7 @@ def carried(names):
 
 
 def expected():
-    suffixes = ('.py', '.sh', '.yml', '.md')
+    suffixes = ('.py', '.sh', '.yml', '.md', '.pth')
     files = (path for part in PARTS[:2] for path in (ROOT / part).rglob('*'))
     return {
         'model-index.yml',
