@@ -80,6 +80,8 @@ class GreenMIMPretrainDecoder(BaseModule):
                 f'decoder_num_heads={decoder_num_heads}, patch_size={patch_size} and '
                 f'in_channels={in_channels} must be positive'
             )
+        if not 0 < mlp_ratio < float('inf'):
+            raise ValueError(f'mlp_ratio={mlp_ratio} must be positive')
         if decoder_embed_dim % 4 or decoder_embed_dim % decoder_num_heads:
             raise ValueError(
                 f'decoder_embed_dim={decoder_embed_dim} must be divisible by 4 and by '

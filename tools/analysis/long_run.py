@@ -90,7 +90,7 @@ def growth(samples: Sequence[Sample]) -> list[str]:
         ValueError: If there are too few samples.
     """
     early, late = quarters(samples)
-    if min(len(early), len(late)) < 5:
+    if any(len(part) < 5 or part[0].step == part[-1].step for part in (early, late)):
         raise ValueError(f'{len(samples)} samples are too few; run for longer')
     found = []
 
