@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from mmengine.visualization import Visualizer
+from mmpretrain.structures import DataSample
 
 from greenmim_mm.cli import runs
 from greenmim_mm.cli.train import make_parser
@@ -91,7 +92,8 @@ def test_carried_weights_paint():
     config = DemoDataConfig(128)
     scenes = [draw_scene(config, 'dev', i, pools, photographs)[1] for i in range(16)]
     images = torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2).flip(1)
-    images = model.data_preprocessor(dict(inputs=images), False)['inputs']
+    samples = [DataSample() for _ in images]
+    images = model.data_preprocessor(dict(inputs=images, data_samples=samples), False)['inputs']
     mask = random_mask(16, 0.5, np.random.default_rng(0))
     with torch.no_grad():
         loss = float(model.eval().masked_loss(images, mask))

@@ -292,9 +292,11 @@ def test_probe_of_every_milestone(places):
     for stage in found[-1]['stages']:
         assert 0 <= stage['linear'] <= 1 and 0 <= stage['neighbours'] <= 1
 
-    # The same network as a small checkpoint.
-    path = places.results / 'demo.pth'
-    digest = export(TINY, places, path)
+    # The longest pre-training as a small checkpoint; here there is one length.
+    path, study = places.results / 'demo.pth', replace(TINY, lengths=(1,))
+    with pytest.raises(StudyError, match='pretrain_greenmim_seed0_long8 is not finished here'):
+        export(TINY, places, path)
+    digest = export(study, places, path)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
     saved = torch.load(path, weights_only=True)
     assert saved['meta']['steps'] == 8 and saved['meta']['images'] == 32
@@ -302,7 +304,7 @@ def test_probe_of_every_milestone(places):
     for name, value in saved['state_dict'].items():
         torch.testing.assert_close(value.float(), weights[name].float(), rtol=1e-3, atol=1e-6)
     with pytest.raises(StudyError, match='pretrain_greenmim_seed0 is not finished here'):
-        export(TINY, Places(path.parent / 'nowhere', places.state), path)
+        export(study, Places(path.parent / 'nowhere', places.state), path)
 
 
 @pytest.mark.parametrize('method', ['greenmim', 'scrambled'])
