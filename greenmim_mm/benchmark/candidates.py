@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..archs import SWIN_ARCHS, SWINV2_ARCHS
 from ..models import GreenMIMPretrainDecoder, GreenSwin, GreenSwinV2
-from ..ops import UNIT_SIZE, UnitMask, random_mask, take_units, to_device, unit_grid
+from ..ops import UNIT_SIZE, UnitMask, random_mask, take_units, unit_grid
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,12 @@ class GreenMIMStep(nn.Module):
 
     def masked_loss(self, images: Tensor, mask: UnitMask) -> Tensor:
         """Squared error of the normalised pixels of hidden units."""
-        painted = self.neck(self.backbone(images, mask), mask)
+        painted = self.neck(self.backbone(images, mask), mask, hidden_only=True)
         # (B, hidden, C, 32, 32) -> (B, hidden, 32 * 32 * C)
         units = take_units(images, mask.hidden_units).permute(0, 1, 3, 4, 2).flatten(2)
         variance, mean = torch.var_mean(units, dim=-1, keepdim=True)
         target = (units - mean) / (variance + 1e-6) ** 0.5
-        return F.mse_loss(
-            painted.index_select(1, to_device(mask.hidden_units, images.device)), target
-        )
+        return F.mse_loss(painted, target)
 
 
 class PeerStep(nn.Module):
@@ -196,16 +194,17 @@ def mae(candidate: Candidate) -> PeerStep:
 
 
 def swin_group(arch: str, window: int, paper_window: int, batch: int) -> list[Candidate]:
-    """GreenMIM, plain and sparing memory, and SimMIM at its paper's size and at GreenMIM's."""
+    """GreenMIM, plain, sparing memory and not, and SimMIM at its paper's size and GreenMIM's."""
     title = f'Swin-{arch[0].upper()}'
     ours = dict(build=GreenMIMStep, arch=arch, window_size=window, batch=batch)
     peer = dict(build=simmim, arch=arch, batch=batch, needs=('mmcv', 'mmpretrain'))
     size = f'{title}, 224 px, window {window}'
-    lean = f"GreenMIM {size}, with_cp='mlp'"
+    lean, rich = f"GreenMIM {size}, with_cp='mlp'", f'GreenMIM {size}, recompute=False'
     paper = f'SimMIM {title}, 192 px, window {paper_window}'
     return [
         Candidate(f'greenmim-{arch}', title, f'GreenMIM {size}', **ours),
         Candidate(f'greenmim-{arch}-mlp', title, lean, options=dict(with_cp='mlp'), **ours),
+        Candidate(f'greenmim-{arch}-keep', title, rich, options=dict(recompute=False), **ours),
         Candidate(
             f'simmim-{arch}-192', title, paper, img_size=192, window_size=paper_window, **peer
         ),
@@ -214,16 +213,18 @@ def swin_group(arch: str, window: int, paper_window: int, batch: int) -> list[Ca
 
 
 def swin_v2_group(arch: str, size: int, window: int, batch: int) -> list[Candidate]:
-    """GreenMIM, plain and sparing memory, and SimMIM, all at one size and window."""
+    """GreenMIM, plain, sparing memory and not, and SimMIM, all at one size and window."""
     title = f'Swin V2-{arch[0].upper()}, {size} px'
     label = f'{title}, window {window}'
     common = dict(arch=arch, img_size=size, window_size=window, batch=batch, version=2)
     lean = dict(build=GreenMIMStep, options=dict(with_cp='mlp'), **common)
+    rich = dict(build=GreenMIMStep, options=dict(recompute=False), **common)
     peer = dict(build=simmim, needs=('mmcv', 'mmpretrain'), **common)
     name = f'v2{arch}-{size}'
     return [
         Candidate(f'greenmim-{name}', title, f'GreenMIM {label}', build=GreenMIMStep, **common),
         Candidate(f'greenmim-{name}-mlp', title, f"GreenMIM {label}, with_cp='mlp'", **lean),
+        Candidate(f'greenmim-{name}-keep', title, f'GreenMIM {label}, recompute=False', **rich),
         Candidate(f'simmim-{name}', title, f'SimMIM {label}', **peer),
     ]
 

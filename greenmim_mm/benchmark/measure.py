@@ -175,7 +175,7 @@ def kept_bytes(forward: Callable[[], Tensor | Sequence[Tensor]], model: nn.Modul
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage  # held, so that no later storage gets its address
+        kept[storage._cdata] = storage  # held, so that no later storage gets its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -183,7 +183,7 @@ def kept_bytes(forward: Callable[[], Tensor | Sequence[Tensor]], model: nn.Modul
     for tensor in _held_tensors([out] if isinstance(out, Tensor) else out):
         pack(tensor)
     for tensor in (*model.parameters(), *model.buffers()):
-        kept.pop(tensor.untyped_storage().data_ptr(), None)
+        kept.pop(tensor.untyped_storage()._cdata, None)
     return sum(storage.nbytes() for storage in kept.values())
 
 

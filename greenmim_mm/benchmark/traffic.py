@@ -9,7 +9,7 @@ counts and the data sheet of a device.
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import wraps
 from itertools import groupby
@@ -20,11 +20,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from ..ops import attention as group_attention_module
 from .candidates import Candidate, missing
+from .measure import kept_bytes
 from .report import cell, markdown
 
 # Methods of modules by the name of their class, and the part of the network that they compute.
@@ -59,6 +62,11 @@ _FREE = {'_unsafe_view', 'empty', 'empty_like', 'empty_strided', 'new_empty', 'n
 _OVERWRITING = {
     *('copy_', 'index_copy_', 'fill_', 'zero_'),
     *('normal_', 'uniform_', 'bernoulli_', 'random_'),
+}
+# Operators that take no more than a shape from their first tensor.
+_FILLING = {
+    *('zeros_like', 'ones_like', 'full_like', 'rand_like', 'randn_like'),
+    *('new_zeros', 'new_ones', 'new_full'),
 }
 # Operators that read no more of their first tensor than they write.
 _GATHERING = {'index_select', 'index', 'gather', 'embedding'}
@@ -171,12 +179,15 @@ def bytes_moved(
             written |= places
             if argument.is_out or name in _OVERWRITING:
                 continue
-        if number == 0 and kwargs.get('beta', 1) == 0:
+        if number == 0 and (name in _FILLING or kwargs.get('beta', 1) == 0):
             continue  # not looked at: it may hold NaN
         read |= places
     if not written:
         return None
     bytes_read, bytes_written = (sum(map(_num_bytes, x.values())) for x in (read, written))
+    if name == 'index_fill_':  # touches no more than what it fills
+        dim, index = args[1], args[2]
+        return _num_bytes(index), _num_bytes(args[0]) // args[0].shape[dim] * len(index)
     if name in _GATHERING:
         source = _num_bytes(args[0])
         bytes_read += min(source, bytes_written) - source
@@ -225,7 +236,57 @@ def parts_marked(model: nn.Module, counter: TrafficCounter) -> Iterator[None]:
         yield
 
 
-def count_step(model: nn.Module, images: Sequence[int], amp: bool = False) -> list[Launch]:
+@contextmanager
+def kernels_of_cuda() -> Iterator[None]:
+    """Inside the block, attention takes the operators that it takes on CUDA.
+
+    Fake tensors of a device need that device in the backward pass, those of a CPU nothing. For a
+    mask that wants a gradient PyTorch takes its memory-efficient kernel on CUDA, and none on a CPU.
+    """
+    plain = F.scaled_dot_product_attention
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **kw) -> Tensor:
+        if attn_mask is None or not attn_mask.requires_grad:
+            return plain(q, k, v, attn_mask=attn_mask, **kw)
+        keys = attn_mask.shape[-1]
+        if any(stride % 8 for stride in attn_mask.stride()[:-1]):  # rows must be aligned
+            attn_mask = F.pad(attn_mask, (0, -keys % 8))[..., :keys]
+        mask = attn_mask.expand(*q.shape[:3], -1)
+        return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, mask, True)[0]
+
+    with (
+        patch.object(F, 'scaled_dot_product_attention', attention),
+        patch.object(group_attention_module, '_best_backend', lambda qkv: 'fused'),
+    ):
+        yield
+
+
+@contextmanager
+def _fake_step(
+    model: nn.Module, images: Sequence[int], amp: bool, kernels: str
+) -> Iterator[Callable[[], Tensor]]:
+    """Inside the block, what gives the loss of a batch of fake images."""
+    # Tables that are kept between steps are made by a first step: one that were made of fake
+    # tensors would be of no use to anybody else.
+    image = torch.zeros(1, *images[1:])
+    with torch.no_grad():
+        model(image, model.draw(image))
+    chosen = kernels_of_cuda() if kernels == 'cuda' else nullcontext()
+    # What depends on the mask's values is planned with numpy: real indices meet fake tokens.
+    with FakeTensorMode(allow_non_fake_inputs=True), chosen:
+        batch = torch.empty(*images)
+        drawn = model.draw(batch)
+
+        def loss() -> Tensor:
+            with torch.autocast('cpu', torch.bfloat16, enabled=amp):
+                return model(batch, drawn)
+
+        yield loss
+
+
+def count_step(
+    model: nn.Module, images: Sequence[int], amp: bool = False, kernels: str = 'cuda'
+) -> list[Launch]:
     """Launches of a forward and backward pass; nothing is computed.
 
     Args:
@@ -233,24 +294,23 @@ def count_step(model: nn.Module, images: Sequence[int], amp: bool = False) -> li
             fused layers want to know them. Gradients that it has are lost.
         images: Shape ``(B, C, H, W)`` of a batch.
         amp: Whether the forward pass runs under bf16 autocast, with the CPU's choice of operators.
+        kernels: Attention's operators: those for 'cuda' or for a 'cpu'.
     """
     counter = TrafficCounter()
-    # Tables that are kept between steps are made by a first step: one that were made of fake
-    # tensors would be of no use to anybody else.
-    image = torch.zeros(1, *images[1:])
-    with torch.no_grad():
-        model(image, model.draw(image))
-    # What depends on the mask's values is planned with numpy: real indices meet fake tokens.
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        batch = torch.empty(*images)
-        drawn = model.draw(batch)
+    with _fake_step(model, images, amp, kernels) as loss:
         model.zero_grad()
         with parts_marked(model, counter), counter:
-            with torch.autocast('cpu', torch.bfloat16, enabled=amp):
-                loss = model(batch, drawn)
-            loss.backward()
+            loss().backward()
     model.zero_grad()
     return counter.launches
+
+
+def kept_in_step(
+    model: nn.Module, images: Sequence[int], amp: bool = False, kernels: str = 'cuda'
+) -> int:
+    """Bytes that :func:`count_step`'s forward pass keeps for the backward pass."""
+    with _fake_step(model, images, amp, kernels) as loss:
+        return kept_bytes(loss, model)
 
 
 @dataclass(frozen=True)
@@ -331,6 +391,7 @@ class Result:
         operators: Sums by operator.
         parts: Sums by part of the network.
         total: Sum over all.
+        kept: Bytes kept for the backward pass of a batch.
         estimates: Seconds of a step in bf16 by device, estimated.
         failure: Why it was not counted.
     """
@@ -342,6 +403,7 @@ class Result:
     operators: dict[str, Total] = field(default_factory=dict)
     parts: dict[str, Total] = field(default_factory=dict)
     total: Total | None = None
+    kept: int | None = None
     estimates: dict[str, float] = field(default_factory=dict)
     failure: str = ''
 
@@ -353,6 +415,7 @@ def run(
     batch: int,
     devices: Sequence[Device],
     amp: bool = False,
+    kernels: str = 'cuda',
 ) -> None:
     """Count the steps of candidates.
 
@@ -363,13 +426,16 @@ def run(
         batch: Images of a step.
         devices: For which times are estimated.
         amp: As of :func:`count_step`.
+        kernels: As of :func:`count_step`.
     """
     for c in candidates:
         result = Result(c.name, c.label, c.group, batch, failure=missing(c.needs))
         if not result.failure:
             log(f'{c.group}: counting {c.name}')
             side = c.img_size
-            launches = count_step(c.build(c).train(), (batch, 3, side, side), amp)
+            model, images = c.build(c).train(), (batch, 3, side, side)
+            result.kept = kept_in_step(model, images, amp, kernels)
+            launches = count_step(model, images, amp, kernels)
             result.total = Total.of(launches)
             result.operators = _sums(launches, lambda launch: launch.operator)
             result.parts = _sums(launches, lambda launch: launch.part or 'other')
@@ -410,6 +476,8 @@ def _row(result: Result, first: Result) -> dict[str, str]:
     row = {'candidate': result.label, 'batch': str(result.batch)} | _cells(total)
     ratio = total.moved / base.moved if total and base else None
     row['bytes over the first row'] = cell(ratio, '{:.2f}x')
+    kept = result.kept and result.kept / result.batch / 1e6
+    row['kept for backward, per image'] = cell(kept, '{:.1f} MB')
     # Columns of a group must agree, whichever of its members could be counted.
     for name in first.estimates or result.estimates:
         seconds = result.estimates.get(name)

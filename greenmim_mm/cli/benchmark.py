@@ -111,7 +111,7 @@ def _plan(args: argparse.Namespace) -> Callable:
         changes = dict(peak=args.peak, bandwidth=args.bandwidth, launch=args.launch)
         devices = [traffic.device(name, **changes) for name in args.roofline]
         selected = candidates.select(args.models)
-        options = dict(batch=args.batch, devices=devices, amp=args.amp)
+        options = dict(batch=args.batch, devices=devices, amp=args.amp, kernels=args.kernels)
         return partial(traffic.run, candidates=selected, **options)
     # Several steps in a row let CUDA's queue hide the planning of the next one, as in training.
     steps = args.steps or (10 if args.device.type == 'cuda' else 1)
@@ -223,6 +223,12 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         default=['H100', 'A100', 'RTX4090'],
         metavar='DEVICE',
         help='estimate times in bf16 for these (default: H100 A100 RTX4090)',
+    )
+    command.add_argument(
+        '--kernels',
+        choices=('cuda', 'cpu'),
+        default='cuda',
+        help="attention's operators: those that are taken there (default: cuda)",
     )
     command.add_argument('--peak', type=_number, help='TFLOP/s, instead of the data sheet')
     command.add_argument('--bandwidth', type=_number, help='TB/s, instead of the data sheet')

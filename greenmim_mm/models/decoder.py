@@ -122,36 +122,41 @@ class GreenMIMPretrainDecoder(BaseModule):
         x: Tensor,
         mask: UnitMask | Tensor | np.ndarray,
         grid: tuple[int, int] | None = None,
+        hidden_only: bool = False,
     ) -> Tensor:
-        """Paint every mask unit.
+        """Paint mask units.
 
         Args:
             x: ``(B, num_visible, embed_dim)`` features, units in row-major order.
             mask: A :class:`~greenmim_mm.ops.UnitMask`, or bool, True = masked, as the backbone
                 takes it; best on the CPU.
             grid: Mask units ``(rows, columns)``; not needed with a UnitMask, which knows them.
+            hidden_only: Paint the hidden units alone: what a loss looks at.
 
         Returns:
-            ``(B, L, patch_size ** 2 * in_channels)``, pixels in the order row, column, channel.
+            ``(B, L or hidden, patch_size ** 2 * in_channels)``, units in row-major order, pixels
+            in the order row, column, channel.
 
         Raises:
             ValueError: If the mask does not fit ``x`` or ``grid``.
         """
-        places, positions = self._places(x, mask, grid)
+        places, positions, hidden = self._places(x, mask, grid)
         x = self.decoder_embed(x)
         tokens = torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), 1, -1)], dim=1)
         tokens = tokens.index_select(1, places)
         x = torch.add(tokens, positions.to(x.dtype), alpha=self.position_scale)
         for block in self.decoder_blocks:
             x = block(x)
+        if hidden_only:
+            x = x.index_select(1, hidden)
         return self.decoder_pred(self.decoder_norm(x))
 
     # Planning is numpy on the CPU: torch.compile takes what follows it.
     @torch.compiler.disable
     def _places(
         self, x: Tensor, mask: UnitMask | Tensor | np.ndarray, grid: tuple[int, int] | None
-    ) -> tuple[Tensor, Tensor]:
-        """Row of each unit in [features, mask token], and the units' position embedding."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Row of each unit in [features, mask token], their positions, and the hidden units."""
         if grid is None and not isinstance(mask, UnitMask):
             raise ValueError('grid=None: a mask that is no UnitMask needs its (rows, columns)')
         mask = as_unit_mask(mask, mask.grid if grid is None else grid, len(x))
@@ -165,7 +170,8 @@ class GreenMIMPretrainDecoder(BaseModule):
         positions = sincos_position_embedding(
             mask.grid, self.mask_token.shape[2], x.device, self.position_wavelengths
         )
-        return to_device(places, x.device), positions
+        hidden = to_device(mask.hidden_units, x.device)
+        return to_device(places, x.device), positions, hidden
 
 
 @lru_cache(maxsize=32)

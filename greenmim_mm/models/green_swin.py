@@ -86,6 +86,9 @@ class GreenSwin(BaseModule):
         with_cp: What is computed again in the backward pass to save memory: False, nothing large;
             'mlp', the branches of the MLPs (about a third less memory for a ninth more
             arithmetic); True, whole blocks; a number n, every n-th block whole.
+        recompute: Whether results of norms and GELU are computed again in the backward pass, which
+            takes a third off the memory. False: they are kept, and fewer bytes move; where memory
+            is not short, a GPU may then be faster (docs/benchmarks.md has the counts).
         sequential_groups: Compute attention over so many groups (or windows, in the dense use) of
             an image at a time, where all at once would not fit into memory. None: all at once.
         norm_cfg: ``dict(type='LN', eps=..., requires_grad=...)``.
@@ -125,6 +128,7 @@ class GreenSwin(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool | int | str = False,
+        recompute: bool = True,
         sequential_groups: int | None = None,
         norm_cfg: dict | None = None,
         init_cfg: dict | list[dict] | None = None,
@@ -137,7 +141,12 @@ class GreenSwin(BaseModule):
         super().__init__(init_cfg)
         check_types('an integer', in_channels=in_channels, frozen_stages=frozen_stages)
         check_types('a number', mlp_ratio=mlp_ratio, drop_path_rate=drop_path_rate)
-        switches = dict(qkv_bias=qkv_bias, pad_small_map=pad_small_map, norm_eval=norm_eval)
+        switches = dict(
+            qkv_bias=qkv_bias,
+            pad_small_map=pad_small_map,
+            norm_eval=norm_eval,
+            recompute=recompute,
+        )
         check_types('True or False', **switches)
         check_types('a list of integers', out_indices=out_indices)
         if sequential_groups is not None:
@@ -191,6 +200,7 @@ class GreenSwin(BaseModule):
                     mlp_ratio,
                     drop_path[number],
                     _block_with_cp(with_cp, number),
+                    recompute,
                     **self._block_kind(number - first),
                 )
                 for number in range(first, first + depth)

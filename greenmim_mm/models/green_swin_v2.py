@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ..archs import SWINV2_ARCHS
 from ..ops import (
     coords_windows,
-    cosine_qkv,
+    cosine_scale,
     log_spaced_offsets,
     recompute_obstacle,
     without_autocast,
@@ -192,16 +192,18 @@ class WindowMSAV2(WindowMSA):
         self.q_bias = nn.Parameter(torch.zeros(embed_dims)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(embed_dims)) if qkv_bias else None
 
-    def project(self, x: Tensor) -> Tensor:
-        """Tokens ``(B, N, C)`` to scaled queries and keys, and values, ``(B, N, 3 * C)``."""
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As of :class:`~greenmim_mm.models.layers.WindowMSA`; the bias is no part of the layer."""
         bias = None
         if self.q_bias is not None:
             bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         if lean([(self.qkv, nn.Linear)]):
-            qkv = F.linear(x, self.qkv.weight, bias)
-        else:
-            qkv = self.qkv(x) if bias is None else self.qkv(x) + bias
-        return cosine_qkv(qkv, self.logit_scale)
+            return F.linear(x, self.qkv.weight, None if bias is None else bias.detach()), bias
+        return self.qkv(x) if bias is None else self.qkv(x) + bias, None
+
+    def cosine_scale(self) -> Tensor:
+        """``(heads,)``: what cosines of queries and keys are multiplied by."""
+        return cosine_scale(self.logit_scale)
 
     def position_bias_table(self) -> Tensor:
         """``((2 * w - 1) ** 2, heads)``: bias for each offset in the window, in (0, 16)."""

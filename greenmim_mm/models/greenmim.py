@@ -16,7 +16,6 @@ from ..ops import (
     mask_generator,
     random_mask,
     take_units,
-    to_device,
     unit_grid,
 )
 
@@ -132,20 +131,19 @@ class GreenMIM(BaseSelfSupervisor):
 
     def masked_loss(self, inputs: Tensor, mask: UnitMask | Tensor | np.ndarray) -> Tensor:
         """The loss for a given mask, as :meth:`reconstruct` takes it."""
-        mask, hidden, target = self._hidden(inputs, mask)
-        prediction = self.reconstruct(inputs, mask)
-        prediction = prediction.index_select(1, hidden).reshape(len(target), 1, -1)
+        mask, target = self._hidden(inputs, mask)
+        prediction = self.neck(self.backbone(inputs, mask), mask, hidden_only=True)
+        prediction = prediction.reshape(len(target), 1, -1)
         return self.head.loss(prediction, target, prediction.new_ones(len(target), 1))
 
     @torch.compiler.disable
     def _hidden(
         self, inputs: Tensor, mask: UnitMask | Tensor | np.ndarray
-    ) -> tuple[UnitMask, Tensor, Tensor]:
-        """The mask, the numbers of its hidden units, and their pixels as images of one unit each.
+    ) -> tuple[UnitMask, Tensor]:
+        """The mask, and the pixels of its hidden units as images of one unit each.
 
         The head takes square images: of single units, images of any shape will do, and no target
         is made of what can be seen.
         """
         mask = as_unit_mask(mask, unit_grid(*inputs.shape[-2:]), len(inputs))
-        target = take_units(inputs, mask.hidden_units).flatten(0, 1)
-        return mask, to_device(mask.hidden_units, inputs.device), target
+        return mask, take_units(inputs, mask.hidden_units).flatten(0, 1)

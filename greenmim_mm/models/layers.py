@@ -160,33 +160,45 @@ class WindowMSA(nn.Module):
     def _add_projection(self, embed_dims: int, qkv_bias: bool) -> None:
         self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
 
-    def project(self, x: Tensor) -> Tensor:
-        """Tokens ``(B, N, C)`` to queries, keys and values ``(B, N, 3 * C)``."""
-        return self.qkv(x)
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens ``(B, N, C)`` to queries, keys and values ``(B, N, 3 * C)``.
+
+        The second result is a bias in them of which attention makes the gradient, or None.
+        """
+        if not lean([(self.qkv, nn.Linear)]):
+            return self.qkv(x), None
+        bias = self.qkv.bias
+        return F.linear(x, self.qkv.weight, None if bias is None else bias.detach()), bias
 
     def position_bias_table(self) -> Tensor:
         """``((2 * w - 1) ** 2, heads)``: bias for each offset in the window."""
         return self.relative_position_bias_table
 
+    def cosine_scale(self) -> Tensor | None:
+        """``(heads,)``: what cosines of queries and keys are multiplied by; None: no cosines."""
+        return None
+
     def forward(self, x: Tensor, plan: AttentionPlan) -> Tensor:
         """Attend, ``(B, N, C)`` to ``(B, N, C)``."""
         # The padding token of Swin is zero before the projection.
         x = x if plan.padding is None else F.pad(x, (0, 0, 0, 1))
-        return self.attend(self.project(x), plan)
+        return self.attend(*self.project(x), plan)
 
     def fused(self, norm: nn.LayerNorm, x: Tensor, plan: AttentionPlan) -> Tensor:
         """``self(norm(x), plan)``; the normalised tokens are not kept."""
         weight, bias = self.qkv.weight, self.qkv.bias
-        qkv = norm_linear(x, norm.weight, norm.bias, norm.eps, weight, bias)
+        added = None if bias is None else bias.detach()
+        qkv = norm_linear(x, norm.weight, norm.bias, norm.eps, weight, added)
         if plan.padding is not None:
-            row = weight.new_zeros(len(weight)) if bias is None else bias
+            row = weight.new_zeros(len(weight)) if bias is None else added
             qkv = torch.cat([qkv, row.to(qkv.dtype).expand(len(qkv), 1, -1)], dim=1)
-        return self.attend(qkv, plan)
+        return self.attend(qkv, bias, plan)
 
-    def attend(self, qkv: Tensor, plan: AttentionPlan) -> Tensor:
-        """Attention of projected tokens, then the last projection."""
-        table = self.position_bias_table()
-        return self.proj(group_attention(qkv, table, plan, self.backend, self.sequential_groups))
+    def attend(self, qkv: Tensor, bias: Tensor | None, plan: AttentionPlan) -> Tensor:
+        """Attention of what :meth:`project` returned, then the last projection."""
+        table, scale = self.position_bias_table(), self.cosine_scale()
+        x = group_attention(qkv, table, plan, self.backend, self.sequential_groups, scale, bias)
+        return self.proj(x)
 
 
 class ShiftWindowMSA(nn.Module):
@@ -241,6 +253,8 @@ class SwinBlock(nn.Module):
         drop_path: Probability to skip a branch, per image.
         with_cp: True: keep nothing but the input for the backward pass and compute the block
             again. 'mlp': do so for the branch of the MLP alone.
+        recompute: Whether results of norms and activations are computed again in the backward
+            pass where layers can be fused.
         post_norm: Whether a branch ends with its norm (Swin V2) instead of beginning with it.
         extra_norm: Whether the tokens themselves are normalised at the end of the block.
     """
@@ -253,11 +267,13 @@ class SwinBlock(nn.Module):
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
         with_cp: bool | str = False,
+        recompute: bool = True,
         post_norm: bool = False,
         extra_norm: bool = False,
     ) -> None:
         super().__init__()
         self.with_cp = with_cp
+        self.recompute = recompute
         self.post_norm = post_norm
         branches = [
             ('norm1', norm(embed_dims)),
@@ -285,7 +301,7 @@ class SwinBlock(nn.Module):
     def _attention(self, x: Tensor, plan: AttentionPlan) -> Tensor:
         if self.post_norm:
             return self.norm1(self.attn(x, plan))
-        if lean(self._attention_parts()):
+        if self.recompute and lean(self._attention_parts()):
             return self.attn.w_msa.fused(self.norm1, x, plan)
         return self.attn(self.norm1(x), plan)
 
@@ -293,7 +309,7 @@ class SwinBlock(nn.Module):
         if self.with_cp == 'mlp' and torch.is_grad_enabled():
             # Plain layers: recomputation then stops before the last of them.
             return checkpoint(self._plain_mlp, x, use_reentrant=False, preserve_rng_state=False)
-        if not lean(self._mlp_parts()):
+        if not (self.recompute and lean(self._mlp_parts())):
             return self._plain_mlp(x)
         if self.post_norm:
             return self.norm2(self.ffn.fused(None, x))

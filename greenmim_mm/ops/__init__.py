@@ -2,7 +2,7 @@
 
 from .attention import BACKENDS, group_attention
 from .bias_table import resize_bias_table, table_window
-from .cosine import coords_windows, cosine_qkv, log_spaced_offsets
+from .cosine import coords_windows, cosine_scale, log_spaced_offsets
 from .grouping import Grouping, attention_cost, group_windows, pack_windows
 from .layout import StageTokens, merge_cells, take_units, to_device, visible_patches, visible_tokens
 from .masking import (
@@ -45,7 +45,7 @@ __all__ = [
     'attention_plan',
     'check_mask_ratio',
     'coords_windows',
-    'cosine_qkv',
+    'cosine_scale',
     'dense_plan',
     'gelu_linear',
     'group_attention',

@@ -9,10 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .cosine import ScaledInPlace, scaled_queries_and_keys
 from .plans import AttentionPlan
 from .recompute import differentiable_gradients, recompute_obstacle, without_autocast
+from .slots import IntoSlots, OutOfSlots, into_slots, out_of_slots, split_heads
 
-BACKENDS = ('recompute', 'sdpa', 'math', 'reference')
+BACKENDS = ('fused', 'recompute', 'sdpa', 'math', 'reference')
+
+# CUDA's limit of a grid: PyTorch's fused kernel takes no more heads, which here are heads x groups.
+_MAX_FUSED_HEADS = 65535
 
 
 def group_attention(
@@ -21,6 +26,8 @@ def group_attention(
     plan: AttentionPlan,
     backend: str = 'auto',
     groups_at_a_time: int | None = None,
+    scale: Tensor | None = None,
+    qkv_bias: Tensor | None = None,
 ) -> Tensor:
     """Attention of each token over the tokens of its window (GreenMIM, group attention).
 
@@ -30,12 +37,19 @@ def group_attention(
             which is zero before the projection.
         bias_table: ``((2 * w - 1) ** 2, heads)`` relative position bias.
         plan: Where the ``N`` tokens sit.
-        backend: 'recompute' (keeps ``qkv`` alone for the backward pass), 'sdpa' (PyTorch's
-            scaled_dot_product_attention), 'math' (plain products and softmax) or 'reference' (a
-            loop over queries, for tests). 'auto' is 'recompute' where it can be, 'sdpa' inside
-            torch.compile, else 'math': what every transform understands.
+        backend: 'fused' (PyTorch's scaled_dot_product_attention, laid out as its kernel for CUDA
+            wants it: no attention weight reaches the memory), 'recompute' (batched products, which
+            keep their input alone for the backward pass), 'sdpa' (scaled_dot_product_attention as
+            a compiler likes it), 'math' (plain products and softmax) or 'reference' (a loop over
+            queries, for tests). 'auto' is 'fused' on CUDA and 'recompute' elsewhere; where neither
+            can be, it is 'sdpa' inside torch.compile, else 'math': what every transform
+            understands.
         groups_at_a_time: Sequential attention (Swin V2): compute so many groups of every image at
             a time, which bounds the memory for attention weights. None: all at once.
+        scale: ``(heads,)`` for cosine attention (Swin V2, section 3.3): scores are the cosine of
+            query and key times this. None: their product times ``d ** -0.5``.
+        qkv_bias: ``(3 * C,)`` bias that ``qkv`` already contains, if its gradient is to be made
+            here and not by the projection. That of the keys is zero.
 
     Returns:
         ``(B, N, C)``, heads concatenated, in ``qkv``'s dtype.
@@ -52,31 +66,94 @@ def group_attention(
     if groups_at_a_time is not None and groups_at_a_time < 1:
         raise ValueError(f'groups_at_a_time={groups_at_a_time} must be positive, or None for all')
     if backend == 'auto':
-        backend = _best_backend()
-    if backend == 'recompute':
-        with without_autocast(qkv):
-            return _Recomputed.apply(qkv, bias_table, groups_at_a_time, *plan.tensors)
-    if backend not in _PLAIN:
+        backend = _best_backend(qkv)
+    if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is unknown; use 'auto' or one of {BACKENDS}")
-    return _plain_attention(qkv, bias_table, plan, groups_at_a_time, _PLAIN[backend])
+    with without_autocast(qkv):
+        if backend in _PLAIN:
+            if qkv_bias is not None:
+                qkv = qkv + (qkv_bias - qkv_bias.detach()).to(qkv.dtype)
+            q, k, v = split_heads(qkv, heads)
+            if scale is not None:
+                q, k = scaled_queries_and_keys(q, k, scale)
+            q, k, v = (into_slots(x, plan.token) for x in (q, k, v))
+            out = _plain(q, k, v, bias_table, plan, groups_at_a_time, _PLAIN[backend])
+            return out_of_slots(out, plan.slot).flatten(2)
+        # For the fused kernel a slot's heads stay beside each other: one row.
+        layout, kernel = (1, _fused) if backend == 'fused' else (heads, _Recomputed.apply)
+        plan = plan.by_position if backend == 'fused' else plan
+        q, k, v = IntoSlots.apply(qkv, qkv_bias, plan, layout)
+        if scale is not None:
+            q, _ = ScaledInPlace.apply(q, scale * (width // (3 * heads)) ** 0.5)
+            k, _ = ScaledInPlace.apply(k, torch.ones_like(scale))
+        out = kernel(q, k, v, bias_table, plan, groups_at_a_time)
+        return OutOfSlots.apply(out, plan).flatten(2)
 
 
-def _best_backend() -> str:
+def _best_backend(qkv: Tensor) -> str:
     if recompute_obstacle() is None:
-        return 'recompute'
+        # That kernel has no double precision, and its gradients no fixed order.
+        fused = qkv.is_cuda and qkv.dtype != torch.float64
+        fused = fused and not torch.are_deterministic_algorithms_enabled()
+        return 'fused' if fused else 'recompute'
     # A compiler knows the operator and decides by itself what to compute again. An exporter may
     # take it apart, in a memory layout of its own: it gets the plain products at once.
     exporting = getattr(torch.compiler, 'is_exporting', bool)()
     return 'sdpa' if torch.compiler.is_compiling() and not exporting else 'math'
 
 
-def _plain_attention(qkv, bias_table, plan, groups_at_a_time, kernel) -> Tensor:
-    """Attention by one of the kernels below, as autograd sees it."""
-    slots = _to_slots(qkv, bias_table.shape[1], plan)
+def _fused(q, k, v, bias_table, plan, groups_at_a_time) -> Tensor:
+    """Attention of ``(B, 1, slots, C)`` rows by PyTorch's kernel.
+
+    It wants ``(B, slots of a group, heads, d)`` in memory. With slots counted position by
+    position (:attr:`.AttentionPlan.by_position`), groups stand beside each other as more heads.
+    """
+    heads, (groups, size) = bias_table.shape[1], plan.window.shape
+    parts = [x.view(len(x), size, groups, heads, -1).permute(0, 2, 3, 1, 4) for x in (q, k, v)]
+    at_a_time = min(groups_at_a_time or groups, max(1, _MAX_FUSED_HEADS // heads))
     outs = []
-    for run, *pairs in plan.parts(groups_at_a_time):
-        outs.append(kernel(*slots[:, :, :, run], bias_table, *pairs))
-    return _from_slots(_joined(outs, dim=2), plan.slot)
+    for run, *pairs in plan.parts(at_a_time if at_a_time < groups else None):
+        q, k, v = (x[:, run].flatten(1, 2) for x in parts)
+        bias = _AlignedBias.apply(bias_table.to(q.dtype), q.shape[1] // heads, *pairs)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        outs.append(out.transpose(1, 2).unflatten(2, (-1, heads)))
+    return _joined(outs, dim=2).reshape(len(q), 1, size * groups, -1)
+
+
+class _AlignedBias(torch.autograd.Function):
+    """Additive bias ``(1, G * heads, g, g)``, its rows where kernels like them to begin."""
+
+    @staticmethod
+    def forward(ctx, bias_table, groups, bias_index, blocked):
+        ctx.shape, ctx.bias_index = bias_table.shape, bias_index
+        heads, size = bias_table.shape[1], bias_index.shape[-1]
+        bias = bias_table.new_empty(groups, heads, size, -(-size // 8) * 8)[..., :size]
+        pairs = bias_table.index_select(0, bias_index.flatten()).view(*bias_index.shape, heads)
+        bias.copy_(pairs.permute(0, 3, 1, 2))
+        if blocked is not None:
+            bias.masked_fill_(blocked[:, None], float('-inf'))
+        return bias.flatten(0, 1)[None]
+
+    @staticmethod
+    def backward(ctx, grad):
+        # What is blocked has no gradient, wherever its index leads.
+        heads = ctx.shape[1]
+        grad = grad[0].unflatten(0, (-1, heads))
+        if len(ctx.bias_index) == 1:
+            grad = grad.sum(0, keepdim=True)
+        pairs = grad.movedim(1, -1).reshape(-1, heads)
+        table = grad.new_zeros(ctx.shape).index_add(0, ctx.bias_index.flatten(), pairs)
+        return table, None, None, None
+
+
+def _plain(q, k, v, bias_table, plan, groups_at_a_time, kernel) -> Tensor:
+    """Attention of ``(B, heads, slots, d)`` by one of the kernels below."""
+    q, k, v = (x.unflatten(2, plan.window.shape) for x in (q, k, v))
+    outs = [
+        kernel(*(x[:, :, run] for x in (q, k, v)), bias_table, *pairs)
+        for run, *pairs in plan.parts(groups_at_a_time)
+    ]
+    return _joined(outs, dim=2).flatten(2, 3)
 
 
 def _math(q, k, v, bias_table, bias_index, blocked) -> Tensor:
@@ -91,7 +168,7 @@ def _sdpa(q, k, v, bias_table, bias_index, blocked) -> Tensor:
     bias = _additive_bias(bias_table.to(q.dtype), bias_index, blocked)
     bias = bias.expand(-1, q.shape[2], -1, -1).flatten(0, 1)[None]
     out = F.scaled_dot_product_attention(*(x.flatten(1, 2) for x in (q, k, v)), attn_mask=bias)
-    return out.view(q.shape)
+    return out.reshape(q.shape)
 
 
 def _reference(q, k, v, bias_table, bias_index, blocked) -> Tensor:
@@ -111,21 +188,6 @@ def _reference(q, k, v, bias_table, bias_index, blocked) -> Tensor:
 _PLAIN = {'sdpa': _sdpa, 'math': _math, 'reference': _reference}
 
 
-def _to_slots(qkv: Tensor, heads: int, plan: AttentionPlan) -> Tensor:
-    """``(B, N or N + 1, 3 * C)`` tokens to ``(3, B, heads, G, g, d)`` slots.
-
-    This is what batched products want, and one pass over the tokens makes it.
-    """
-    tokens = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    return tokens.index_select(3, plan.token).unflatten(3, plan.window.shape)
-
-
-def _from_slots(slots: Tensor, slot: Tensor) -> Tensor:
-    """``(B, ..., heads, G, g, d)`` slots to ``(B, N, ... * heads * d)`` tokens, in one pass."""
-    slots = slots.flatten(-3, -2).movedim(-2, 1)
-    return slots.index_select(1, slot).flatten(2)
-
-
 def _joined(parts: list[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
@@ -137,103 +199,95 @@ def _additive_bias(bias_table: Tensor, bias_index: Tensor, blocked: Tensor | Non
 
 
 class _Recomputed(torch.autograd.Function):
-    """Group attention that keeps nothing for the backward pass but its input.
+    """Attention of ``(B, heads, slots, d)`` that keeps its input alone for the backward pass.
 
-    Groups, bias and attention weights are made again there: one batched product and one softmax,
-    against memory of the size heads x slots x group size.
+    Bias and attention weights are made again there: one batched product and one softmax, against
+    memory of the size heads x slots x group size.
     """
 
     @staticmethod
-    def forward(ctx, qkv, bias_table, groups_at_a_time, *tensors):
-        ctx.save_for_backward(qkv, bias_table, *tensors)
-        ctx.groups_at_a_time = groups_at_a_time
-        plan, heads = AttentionPlan(*tensors), bias_table.shape[1]
-        slots = _to_slots(qkv, heads, plan)
+    def forward(ctx, q, k, v, bias_table, plan, groups_at_a_time):
+        ctx.save_for_backward(q, k, v, bias_table)
+        ctx.plan, ctx.groups_at_a_time = plan, groups_at_a_time
+        parts = [x.unflatten(2, plan.window.shape) for x in (q, k, v)]
         outs = []
         for run, *pairs in plan.parts(groups_at_a_time):
-            _, _, v, weight = _weights(slots[:, :, :, run], bias_table, *pairs)
-            outs.append(torch.bmm(weight, v).view(len(qkv), heads, -1, *v.shape[1:]))
-        return _from_slots(_joined(outs, dim=2), plan.slot)
+            q, k, v = (x[:, :, run] for x in parts)
+            out = torch.bmm(_weights(q, k, bias_table, *pairs), _batched(v))
+            outs.append(out.view(v.shape))
+        return _joined(outs, dim=2).flatten(2, 3)
 
     @staticmethod
     def backward(ctx, grad):
-        qkv, bias_table, *tensors = ctx.saved_tensors
-        plan, (batch, _, width), heads = AttentionPlan(*tensors), qkv.shape, bias_table.shape[1]
+        (*qkv, bias_table), plan = ctx.saved_tensors, ctx.plan
         if torch.is_grad_enabled():
             grads = differentiable_gradients(
-                lambda *x: _plain_attention(*x, plan, ctx.groups_at_a_time, _math),
-                (qkv, bias_table),
-                ctx.needs_input_grad[:2],
+                lambda *x: _plain(*x, plan, ctx.groups_at_a_time, _math),
+                (*qkv, bias_table),
+                ctx.needs_input_grad[:4],
                 grad,
             )
-            return *grads, None, *[None] * len(tensors)
-        groups, size = plan.window.shape
-        slots = _to_slots(qkv, heads, plan)
-        # Slots without a token have no output, hence no gradient.
-        grad_out = grad.new_zeros(batch, heads, groups * size, width // (3 * heads))
-        grad_out.index_copy_(2, plan.slot, grad.unflatten(2, (heads, -1)).transpose(1, 2))
-        grad_out = grad_out.unflatten(2, (groups, size))
+            return *grads, None, None
+        parts = [x.unflatten(2, plan.window.shape) for x in (*qkv, grad)]
         grad_table = None
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[3]:
             grad_table = bias_table.new_zeros(bias_table.shape)
-
-        parts = []
+        outs = []
         for run, bias_index, blocked in plan.parts(ctx.groups_at_a_time):
-            grads, grad_score = _slot_gradients(
-                slots[:, :, :, run], grad_out[:, :, run], bias_table, bias_index, blocked
-            )
-            parts.append(grads)
+            members = [x[:, :, run] for x in parts]
+            *grads, grad_score = _slot_gradients(*members, bias_table, bias_index, blocked)
+            outs.append(grads)
             if grad_table is not None:
                 shared = len(bias_index) == 1
                 grad_bias = grad_score.sum((0, 2) if shared else 0, dtype=bias_table.dtype)
-                grad_table.index_add_(0, bias_index.flatten(), grad_bias.view(heads, -1).t())
-        grads = _joined(parts, dim=3).transpose(0, 1)
-        # An unused slot meets unused slots alone, and nobody reads its output: no gradient.
-        grad_qkv = _from_slots(grads, plan.slot)
-        if plan.padding is not None:
-            row = _from_slots(grads, plan.padding).sum(1, keepdim=True)
-            grad_qkv = torch.cat([grad_qkv, row], dim=1)
-        return grad_qkv, grad_table, None, *[None] * len(tensors)
+                grad_bias = grad_bias.view(bias_table.shape[1], -1).t()
+                grad_table.index_add_(0, bias_index.flatten(), grad_bias)
+        grads = (_joined(runs, dim=2).flatten(2, 3) for runs in zip(*outs, strict=True))
+        return *grads, grad_table, None, None
+
+
+def _batched(x: Tensor) -> Tensor:
+    """``(B, heads, G, g, d)`` to ``(B * heads * G, g, d)``."""
+    return x.reshape(-1, *x.shape[3:])
 
 
 def _weights(
-    slots: Tensor, bias_table: Tensor, bias_index: Tensor, blocked: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries, keys, values ``(B * heads * G, g, d)`` and attention ``(..., g, g)``.
-
-    ``slots`` is ``(3, B, heads, G, g, d)``.
-    """
-    _, *batch, size, width = slots.shape
-    q, k, v = slots.reshape(3, -1, size, width)
-    bias = _additive_bias(bias_table.to(slots.dtype), bias_index, blocked)
+    q: Tensor, k: Tensor, bias_table: Tensor, bias_index: Tensor, blocked: Tensor | None
+) -> Tensor:
+    """Attention weights ``(B * heads * G, g, g)`` of ``(B, heads, G, g, d)`` queries and keys."""
+    *batch, size, width = q.shape
+    bias = _additive_bias(bias_table.to(q.dtype), bias_index, blocked)
     score = bias.new_empty(*batch, size, size).copy_(bias).view(-1, size, size)
     # With out= rather than in place: FLOP counters know this one.
-    torch.baddbmm(score, q, k.transpose(1, 2), alpha=width**-0.5, out=score)
+    keys = _batched(k).transpose(1, 2)
+    torch.baddbmm(score, _batched(q), keys, alpha=width**-0.5, out=score)
     # Half precision is too coarse for the sum of a softmax.
-    low = slots.dtype in (torch.float16, torch.bfloat16)
-    weight = torch.softmax(score, -1, dtype=torch.float32 if low else None).to(slots.dtype)
-    return q, k, v, weight
+    low = q.dtype in (torch.float16, torch.bfloat16)
+    return torch.softmax(score, -1, dtype=torch.float32 if low else None).to(q.dtype)
 
 
 def _slot_gradients(
-    slots: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     grad_out: Tensor,
     bias_table: Tensor,
     bias_index: Tensor,
     blocked: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the slots, in their shape, and of the scores ``(B, heads, G, g, g)``.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, and of the scores ``(B, heads, G, g, g)``.
 
-    ``slots`` is ``(3, B, heads, G, g, d)``, ``grad_out`` is ``(B, heads, G, g, d)``.
+    All arguments but the last three are ``(B, heads, G, g, d)``.
     """
-    *_, size, width = slots.shape
-    q, k, v, weight = _weights(slots, bias_table, bias_index, blocked)
-    grad_out = grad_out.reshape(v.shape)
-    grads = slots.new_empty(3, *v.shape)
-    torch.bmm(weight.transpose(1, 2), grad_out, out=grads[2])
+    shape = q.shape
+    weight = _weights(q, k, bias_table, bias_index, blocked)
+    q, k, v, grad_out = (_batched(x) for x in (q, k, v, grad_out))
+    grad_v = torch.bmm(weight.transpose(1, 2), grad_out)
     grad_weight = torch.bmm(grad_out, v.transpose(1, 2))
     grad_score = torch.ops.aten._softmax_backward_data(grad_weight, weight, -1, grad_weight.dtype)
-    scale = width**-0.5
-    torch.baddbmm(grads[0], grad_score, k, beta=0, alpha=scale, out=grads[0])
-    torch.baddbmm(grads[1], grad_score.transpose(1, 2), q, beta=0, alpha=scale, out=grads[1])
-    return grads.view(slots.shape), grad_score.view(*slots.shape[1:-1], size)
+    scale = shape[-1] ** -0.5
+    grad_q, grad_k = torch.empty_like(q), torch.empty_like(k)
+    torch.baddbmm(grad_q, grad_score, k, beta=0, alpha=scale, out=grad_q)
+    torch.baddbmm(grad_k, grad_score.transpose(1, 2), q, beta=0, alpha=scale, out=grad_k)
+    grads = (x.view(shape) for x in (grad_q, grad_k, grad_v))
+    return *grads, grad_score.view(*shape[:-1], shape[-2])

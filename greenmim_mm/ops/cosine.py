@@ -1,7 +1,7 @@
 """What Swin V2's attention has in place of V1's: cosine similarity and a computed position bias.
 
-Both are prepared for :func:`~greenmim_mm.ops.group_attention`, which itself is the same for V1
-and V2: queries and keys are scaled beforehand, and the bias table comes out of a small network.
+:func:`~greenmim_mm.ops.group_attention` is the same for V1 and V2: queries and keys are scaled
+beforehand, and the bias table comes out of a small network.
 """
 
 import math
@@ -10,94 +10,76 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .recompute import recompute_obstacle, without_autocast
-
 # Swin V2 keeps the temperature of the softmax above 0.01.
 MAX_LOGIT_SCALE = math.log(100.0)
 
 
-def cosine_qkv(qkv: Tensor, logit_scale: Tensor) -> Tensor:
+def cosine_scale(logit_scale: Tensor) -> Tensor:
+    """What cosines are multiplied by, ``(heads,)``, in float32 or better.
+
+    Args:
+        logit_scale: ``(heads, 1, 1)`` logarithm of the scale; clamped at ``log(100)``.
+    """
+    wide = torch.promote_types(logit_scale.dtype, torch.float32)
+    return logit_scale.to(wide).clamp(max=MAX_LOGIT_SCALE).exp().flatten()
+
+
+def scaled_queries_and_keys(q: Tensor, k: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Scale queries and keys so that ordinary attention becomes Swin V2's cosine attention.
 
     Ordinary attention multiplies query by key by ``d ** -0.5``, with ``d`` channels a head. With
-    the query normalised and multiplied by ``exp(logit_scale) * d ** 0.5``, and the key
-    normalised, that product is the cosine times ``exp(logit_scale)``. Values stay as they are.
-
-    For the backward pass only the result is kept, which attention keeps anyway, and one number
-    for each query and key.
+    the query normalised and multiplied by ``scale * d ** 0.5``, and the key normalised, that
+    product is the cosine times ``scale``. Lengths are computed in the dtype of ``scale``.
 
     Args:
-        qkv: ``(B, N, 3 * C)`` projected tokens: query, key and value, each head by head.
-        logit_scale: ``(heads, 1, 1)`` logarithm of the scale; clamped at ``log(100)``.
-
-    Returns:
-        ``(B, N, 3 * C)`` in ``qkv``'s dtype; lengths and scale are computed in float32 or better.
-
-    Raises:
-        ValueError: If the width does not fit the heads.
+        q: ``(..., heads, d)``.
+        k: ``(..., heads, d)``.
+        scale: ``(heads,)``.
     """
-    heads = len(logit_scale)
-    if qkv.shape[-1] % (3 * heads):
-        raise ValueError(
-            f'qkv has width {qkv.shape[-1]}, which is not 3 x {heads} heads x a head width'
-        )
-    # Not under autocast: a scale of 100 in bfloat16 is off by up to 0.4.
-    with without_autocast(qkv):
-        wide = torch.promote_types(logit_scale.dtype, torch.float32)
-        channels = qkv.shape[-1] // (3 * heads)
-        scale = logit_scale.to(wide).clamp(max=MAX_LOGIT_SCALE).exp().flatten() * channels**0.5
-        if recompute_obstacle():
-            return _plain(qkv, scale)
-        return _CosineQKV.apply(qkv, scale)[0]
+    wide = scale[:, None] * q.shape[-1] ** 0.5
+    query = F.normalize(q.to(scale.dtype), dim=-1) * wide
+    return query.to(q.dtype), F.normalize(k.to(scale.dtype), dim=-1).to(k.dtype)
 
 
-def _plain(qkv: Tensor, scale: Tensor) -> Tensor:
-    q, k, v = qkv.unflatten(-1, (3, len(scale), -1)).unbind(2)
-    q = F.normalize(q.to(scale.dtype), dim=-1) * scale[:, None]
-    k = F.normalize(k.to(scale.dtype), dim=-1)
-    return torch.stack((q.to(qkv.dtype), k.to(qkv.dtype), v), dim=2).flatten(2)
+class ScaledInPlace(torch.autograd.Function):
+    """Queries (or keys) in place: normalised, and multiplied by a number for each head.
 
-
-class _CosineQKV(torch.autograd.Function):
-    """The scaled tokens, and the factors by which queries and keys were multiplied.
-
-    The factors are a result, too, so that a second derivative finds its way through them.
+    For the backward pass only the result is kept, which attention keeps anyway, and one factor for
+    each of them. The factors are a result, too, so that a second derivative finds its way through
+    them. ``x`` is ``(B, heads, slots, d)`` or, all heads in a row, ``(B, 1, slots, heads * d)``;
+    ``scale`` is ``(heads,)``.
     """
 
     @staticmethod
-    def forward(ctx, qkv, scale):
-        parts = qkv.unflatten(-1, (3, len(scale), -1))
-        length = torch.linalg.vector_norm(parts[:, :, :2], dim=-1, dtype=scale.dtype)
-        factor = length.clamp_min_(1e-12).reciprocal_()
-        factor[:, :, 0] *= scale
-        out = torch.empty_like(parts)
-        torch.mul(parts[:, :, :2], factor[..., None], out=out[:, :, :2])
-        out[:, :, 2] = parts[:, :, 2]
-        out = out.view(qkv.shape)
-        ctx.save_for_backward(out, factor, scale)
+    def forward(ctx, x, scale):
+        parts = x.unflatten(3, (len(scale) // x.shape[1], -1))
+        factor = torch.linalg.vector_norm(parts, dim=-1, dtype=scale.dtype)
+        factor = factor.clamp_min_(1e-12).reciprocal_().mul_(scale.view(x.shape[1], 1, -1))
+        parts.mul_(factor[..., None])
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x, factor, scale)
         ctx.set_materialize_grads(False)
-        return out, factor
+        return x, factor
 
     @staticmethod
     def backward(ctx, grad, grad_factor):
-        out, factor, scale = ctx.saved_tensors
-        grad = torch.zeros_like(out) if grad is None else grad
-        parts, grads = (x.unflatten(-1, (3, len(scale), -1)) for x in (out, grad))
-        qk, grad_qk = parts[:, :, :2], grads[:, :, :2]
+        x, factor, scale = ctx.saved_tensors
+        scale = scale.view(x.shape[1], 1, -1)
+        grad = torch.zeros_like(x) if grad is None else grad
+        parts, grads = (t.unflatten(3, (scale.shape[2], -1)) for t in (x, grad))
         # Along the direction of a query or key nothing changes but the length, which is lost.
-        along = (qk * grad_qk).sum(-1, dtype=scale.dtype)
+        along = (parts * grads).sum(-1, dtype=scale.dtype)
         if grad_factor is not None:
             along = along + grad_factor * factor
-        grad_scale = along[:, :, 0].sum((0, 1)) / scale if ctx.needs_input_grad[1] else None
-        along = along / torch.stack((scale**2, torch.ones_like(scale)))
-        grad_qk = grad_qk - qk * along[..., None]
-        if torch.is_grad_enabled():
-            grad_qk = (grad_qk * factor[..., None]).to(out.dtype)
-            return torch.cat((grad_qk, grads[:, :, 2:]), dim=2).flatten(2), grad_scale
-        grad_qkv = torch.empty_like(parts)
-        torch.mul(grad_qk, factor[..., None], out=grad_qkv[:, :, :2])
-        grad_qkv[:, :, 2] = grads[:, :, 2]
-        return grad_qkv.view(out.shape), grad_scale
+        grad_scale = None
+        if ctx.needs_input_grad[1]:
+            grad_scale = (along.sum((0, 2), keepdim=True)[0] / scale).flatten()
+        along = (along / scale.square())[..., None]
+        if torch.is_grad_enabled():  # differentiable
+            return ((grads - parts * along) * factor[..., None]).to(x.dtype).flatten(3), grad_scale
+        grad_parts = torch.empty_like(parts)
+        torch.addcmul(grads, parts, along, value=-1, out=grad_parts)
+        return grad_parts.mul_(factor[..., None]).flatten(3), grad_scale
 
 
 def log_spaced_offsets(window_size: int, pretrained_window_size: int = 0) -> Tensor:

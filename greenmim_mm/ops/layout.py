@@ -79,14 +79,14 @@ def take_units(images: Tensor, units: np.ndarray) -> Tensor:
         units: ``(K,)`` int64, row-major numbers of the units.
 
     Returns:
-        ``(B, K, C, 32, 32)``.
+        ``(B, K, C, 32, 32)``, in memory channels last: so losses want their target.
     """
-    batch, channels, height, width = images.shape
-    rows, columns = height // UNIT_SIZE, width // UNIT_SIZE
-    cut = images.reshape(batch, channels, rows, UNIT_SIZE, columns, UNIT_SIZE)
-    row, column = (to_device(index, images.device) for index in np.divmod(units, columns))
-    # Two index arrays with a slice between them put the units first: (K, B, C, 32, 32).
-    return cut[:, :, row, :, column].transpose(0, 1)
+    row, column = np.divmod(units, images.shape[3] // UNIT_SIZE)
+    inside = np.arange(UNIT_SIZE)
+    row, column = (UNIT_SIZE * place[:, None] + inside for place in (row, column))
+    channel = np.arange(images.shape[1])
+    pixels = _take(images, channel, row[:, :, None, None], column[:, None, :, None])
+    return pixels.permute(0, 1, 4, 2, 3)
 
 
 def visible_patches(images: Tensor, mask: UnitMask, patch_size: int = 4) -> Tensor:
@@ -100,16 +100,16 @@ def visible_patches(images: Tensor, mask: UnitMask, patch_size: int = 4) -> Tens
     Returns:
         ``(B, N, C * patch_size ** 2)``; a patch is laid out as a convolution kernel is.
     """
-    batch, channels = images.shape[:2]
-    levels = (UNIT_SIZE // patch_size).bit_length() - 1
-    split = [2] * levels + [patch_size]
-    units = take_units(images, mask.visible_units)
-    units = units.reshape(batch, -1, channels, *split, *split)
-    # (B, V, C, y..., py, x..., px) -> (B, V, y0, x0, y1, x1, ..., C, py, px)
-    y, x = 3, 3 + levels + 1
-    nested = [axis for level in range(levels) for axis in (y + level, x + level)]
-    units = units.permute(0, 1, *nested, 2, y + levels, x + levels)
-    return units.reshape(batch, -1, channels * patch_size**2)
+    (tokens,) = visible_tokens(mask, patch_size, num_stages=1)
+    pixels = patch_size * tokens.coords[:, :, None] + np.arange(patch_size)  # (N, 2, side)
+    row, column = pixels[:, 0, None, :, None], pixels[:, 1, None, None, :]
+    channel = np.arange(images.shape[1])[:, None, None]
+    return _take(images, channel, row, column).flatten(2)
+
+
+def _take(images: Tensor, *places: np.ndarray) -> Tensor:
+    """``images[:, channel, row, column]``: places of one shape, in their order, in one pass."""
+    return images[(slice(None), *(to_device(place, images.device) for place in places))]
 
 
 def merge_cells(x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:

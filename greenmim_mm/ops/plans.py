@@ -8,7 +8,8 @@ that it can be traced (:func:`dense_plan`). Attention (:mod:`.attention`) knows 
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -171,6 +172,8 @@ class AttentionPlan:
         slot: ``(N,)`` int64, slot of each token.
         padding: Slots that hold the padding token, int64; None if the plan has no such token.
             Where it is a tensor, even an empty one, projected tokens have ``N + 1`` rows.
+        idle: Slots without a token of the ``N``, int64: their output is not read. None if the
+            plan has none.
         window: ``(G, g)`` int64, window of each slot, -1 where a slot is unused.
         bias_index: ``(P, g, g)`` int64, row of the relative position bias table for each pair
             (query, key) of a window; 0 for other pairs.
@@ -181,6 +184,7 @@ class AttentionPlan:
     token: Tensor
     slot: Tensor
     padding: Tensor | None
+    idle: Tensor | None
     window: Tensor
     bias_index: Tensor
     blocked: Tensor | None
@@ -190,15 +194,30 @@ class AttentionPlan:
         """Rows of projected tokens: ``N``, or ``N + 1`` with the padding token behind them."""
         return self.slot.shape[0] + (0 if self.padding is None else 1)
 
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """The fields, in order: what autograd and torch.compile take where they take no object."""
-        return self.token, self.slot, self.padding, self.window, self.bias_index, self.blocked
+    @cached_property
+    def by_position(self) -> 'AttentionPlan':
+        """The same plan with slots counted position by position, the groups of each in turn."""
+        groups, size = self.window.shape
+
+        place = torch.arange(groups * size, device=self.slot.device).view(size, groups).t()
+        place = place.flatten()
+
+        def moved(slot: Tensor | None) -> Tensor | None:
+            return None if slot is None else place[slot]
+
+        return replace(
+            self,
+            token=self.token.view(groups, size).t().flatten(),
+            slot=moved(self.slot),
+            padding=moved(self.padding),
+            idle=moved(self.idle),
+        )
 
     @property
     def num_bytes(self) -> int:
         """Memory of the plan."""
-        return sum(t.numel() * t.element_size() for t in self.tensors if t is not None)
+        tensors = (getattr(self, field.name) for field in fields(self))
+        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
     def parts(self, groups_at_a_time: int | None) -> list[tuple[slice, Tensor, Tensor | None]]:
         """Runs of groups: which groups, their ``bias_index`` and their ``blocked``."""
@@ -228,6 +247,9 @@ def attention_plan(groups: GroupPlan, window_size: int, device: torch.device) ->
     """
     token = groups.token.reshape(-1)
     padding = np.flatnonzero(token == groups.num_tokens)
+    idle = np.ones(len(token), dtype=bool)
+    idle[groups.slot] = False
+    idle = np.flatnonzero(idle)
     window = to_device(groups.window, device)
     bias_index = _bias_index(to_device(groups.coords, device), window_size)
     blocked = None
@@ -238,6 +260,7 @@ def attention_plan(groups: GroupPlan, window_size: int, device: torch.device) ->
         token=to_device(token, device),
         slot=to_device(groups.slot, device),
         padding=to_device(padding, device) if len(padding) else None,
+        idle=to_device(idle, device) if len(idle) else None,
         window=window,
         bias_index=bias_index,
         blocked=blocked,
@@ -288,6 +311,7 @@ def dense_plan(windows: WindowGrid, window_size: int, device: torch.device) -> A
         token=torch.where(inside, row * columns + column, rows * columns),
         slot=slots(*cells(0, rows, 0, columns)),
         padding=padding,
+        idle=padding,
         window=window,
         bias_index=_bias_index(torch.stack(cells(0, side, 0, side), dim=-1)[None], window_size),
         blocked=window[:, :, None] != window[:, None, :] if shift else None,

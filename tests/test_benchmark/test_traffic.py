@@ -8,7 +8,15 @@ from torch.utils.checkpoint import checkpoint
 
 from greenmim_mm.benchmark import traffic
 from greenmim_mm.benchmark.candidates import Candidate, GreenMIMStep, mae, simmim
-from greenmim_mm.benchmark.traffic import Device, Launch, TrafficCounter, count_step
+from greenmim_mm.benchmark.measure import kept_bytes
+from greenmim_mm.benchmark.traffic import (
+    Device,
+    Launch,
+    Total,
+    TrafficCounter,
+    count_step,
+    kept_in_step,
+)
 
 MINI = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
 MINI_VIT = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
@@ -61,6 +69,9 @@ def test_softmax():
         (lambda x, y: x.copy_(y), 'copy_', 40, 40),  # what it replaces is not read
         (lambda x, y: x.index_copy_(0, torch.arange(5), y), 'index_copy_', 40 + 10, 40),
         (lambda x, y: x.zero_(), 'zero_', 0, 40),
+        (lambda x, y: x.new_zeros(7), 'new_zeros', 0, 7),  # a dtype and a device, no value
+        (lambda x, y: torch.ones_like(x), 'ones_like', 0, 40),
+        (lambda x, y: x.index_fill_(1, torch.tensor([0, 3]), 0), 'index_fill_', 4, 10),
         (lambda x, y: torch.add(x, x, out=y), 'add', 40, 40),  # x is read once
         (lambda x, y: torch.mm(x, x.t()), 'mm', 40, 25),  # and so is its transpose
         (lambda x, y: x + y[:1].expand(5, 8), 'add', 40 + 8, 40),  # a row, however often
@@ -168,8 +179,37 @@ def test_fake_tensors_count_as_real_ones_do():
     with TrafficCounter() as counter:
         real(images, real.draw(images)).backward()
     assert [(x.operator, x.flops, x.read, x.written) for x in counter.launches] == [
-        (x.operator, x.flops, x.read, x.written) for x in count_step(fake, images.shape)
+        (x.operator, x.flops, x.read, x.written)
+        for x in count_step(fake, images.shape, kernels='cpu')
     ]
+
+
+def test_kernels_of_cuda():
+    """One fused operator a block each way, and no attention weight in memory; put back after."""
+    plain = torch.nn.functional.scaled_dot_product_attention
+    images = (64, 3, 224, 224)
+    names = [launch.operator for launch in count_step(green(), images)]
+    fused = '_scaled_dot_product_efficient_attention'
+    assert names.count(fused) == names.count(f'{fused}_backward') == 8
+    assert '_softmax' not in names and 'baddbmm' not in names
+    assert torch.nn.functional.scaled_dot_product_attention is plain
+    cuda, cpu = (
+        Total.of(count_step(green(), images, kernels=kernels)) for kernels in ('cuda', 'cpu')
+    )
+    assert cuda.moved < cpu.moved and cuda.launches < cpu.launches
+    # Products of the scores once more in the kernel's backward pass, as in ours.
+    assert cuda.flops == pytest.approx(cpu.flops, rel=0.02)
+
+
+def test_what_is_kept_is_what_the_real_step_keeps():
+    model, images = green(), (2, 3, 224, 224)
+    batch = torch.randn(images)
+    model(batch[:1], None)
+    kept = kept_bytes(lambda: model(batch), model)
+    assert kept_in_step(green(), images, kernels='cpu') == pytest.approx(kept, rel=1e-3)
+    # The fused kernel keeps its output as well; who recomputes nothing keeps most.
+    fused = kept_in_step(green(), images)
+    assert kept < fused < kept_in_step(green(recompute=False), images)
 
 
 @pytest.mark.parametrize(

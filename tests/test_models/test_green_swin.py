@@ -212,6 +212,7 @@ def test_checkpointing_and_drop_path_keep_the_gradients():
         dict(with_cp='mlp'),
         dict(with_cp=True),
         dict(with_cp=3),
+        dict(recompute=False),
         dict(sequential_groups=1),
         dict(sequential_groups=3, with_cp=2),
     ):
@@ -236,9 +237,9 @@ def test_sequential_groups_bound_the_attention_weights(monkeypatch):
     sizes = []
     weights = attention._weights
 
-    def record(slots, *args):
-        sizes.append(slots.shape[3])
-        return weights(slots, *args)
+    def record(q, *args):
+        sizes.append(q.shape[2])
+        return weights(q, *args)
 
     monkeypatch.setattr(attention, '_weights', record)
     model = make(window_size=4, sequential_groups=3)
@@ -300,6 +301,7 @@ def test_default_initialisation():
         (dict(img_size=-1), 'img_size=-1'),
         (dict(img_size=(224, 224, 3)), 'img_size='),
         (dict(with_cp='blocks'), "with_cp='blocks'"),
+        (dict(recompute='speed'), "recompute='speed'"),
         (dict(sequential_groups=0), 'sequential_groups=0'),
         (dict(drop_path_rate=1.0), 'drop_path_rate=1.0'),
         (dict(out_indices=(4,)), r'out_indices=\(4,\)'),

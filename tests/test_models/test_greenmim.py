@@ -230,6 +230,15 @@ def test_decoder_refuses():
         GreenMIMPretrainDecoder(8, norm_cfg=dict(type='BN'))
 
 
+def test_hidden_units_alone_are_painted_as_among_all(model):
+    images, mask = torch.rand(2, 3, 96, 64), np.array([True, False, True, True, False, True])
+    features = model.backbone(images, mask)
+    every = model.neck(features, mask, (3, 2))
+    torch.testing.assert_close(
+        model.neck(features, mask, (3, 2), hidden_only=True), every[:, torch.from_numpy(mask)]
+    )
+
+
 def test_neck_of_another_width():
     """An arch changed, and the neck forgotten."""
     config = dict(CONFIG, neck=dict(CONFIG['neck'], embed_dim=768))

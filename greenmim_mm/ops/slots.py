@@ -1,0 +1,84 @@
+"""Projected tokens into the slots of a plan and back: one gather each, in the backward pass, too.
+
+A token sits in one slot, so the gradient of a gather is a gather, where autograd would fill zeros
+and add. The functions here are for eager mode; transforms and compilers get :func:`into_slots` and
+:func:`out_of_slots`, which they understand.
+"""
+
+import torch
+from torch import Tensor
+
+from .plans import AttentionPlan
+
+
+def into_slots(tokens: Tensor, token: Tensor) -> Tensor:
+    """``(B, N or N + 1, heads, d)`` tokens to ``(B, heads, slots, d)``."""
+    return tokens.permute(0, 2, 1, 3).index_select(2, token)
+
+
+def out_of_slots(slots: Tensor, slot: Tensor) -> Tensor:
+    """``(B, heads, slots, d)`` to ``(B, N, heads, d)`` tokens."""
+    return slots.permute(0, 2, 1, 3).index_select(1, slot)
+
+
+def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
+    """``(B, R, 3 * C)`` to query, key and value, ``(B, R, heads, C / heads)`` each; views."""
+    return qkv.unflatten(2, (3, heads, -1)).unbind(2)
+
+
+class IntoSlots(torch.autograd.Function):
+    """``(B, R, 3 * C)`` projected tokens to query, key and value, ``(B, heads, slots, d)`` each.
+
+    The gradient of the projection's bias is made here, too: that of the queries and of the values
+    is the sum of what is at hand, that of the keys is zero, for a softmax does not see what its
+    scores have in common. A slot without a token holds a copy of any row. It meets only its like,
+    and nobody reads its output: no gradient comes from there.
+    """
+
+    @staticmethod
+    def forward(ctx, qkv, bias, plan, heads):
+        ctx.plan, ctx.shape = plan, qkv.shape
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return tuple(into_slots(part, plan.token) for part in split_heads(qkv, heads))
+
+    @staticmethod
+    def backward(ctx, *grads):
+        plan, heads = ctx.plan, grads[0].shape[1]
+        grad_bias = None
+        if ctx.bias_dtype is not None and ctx.needs_input_grad[1]:
+            grad_bias = grads[0].new_zeros(ctx.shape[2], dtype=ctx.bias_dtype)
+            for part in (0, 2):
+                total = grad_bias.view(3, heads, -1)[part]
+                torch.sum(grads[part], (0, 2), dtype=ctx.bias_dtype, out=total)
+        row = None
+        if plan.padding is not None:
+            sums = [out_of_slots(grad, plan.padding).sum(1) for grad in grads]
+            row = torch.stack(sums, dim=1).flatten(1)
+        if torch.is_grad_enabled():  # differentiable
+            rows = torch.stack([out_of_slots(grad, plan.slot) for grad in grads], dim=2).flatten(2)
+            rows = rows if row is None else torch.cat([rows, row[:, None]], dim=1)
+            return rows, grad_bias, None, None
+        rows = grads[0].new_empty(ctx.shape)
+        parts = split_heads(rows[:, : len(plan.slot)], heads)
+        for grad, part in zip(grads, parts, strict=True):
+            torch.index_select(grad.permute(0, 2, 1, 3), 1, plan.slot, out=part)
+        if row is not None:
+            rows[:, -1] = row
+        return rows, grad_bias, None, None
+
+
+class OutOfSlots(torch.autograd.Function):
+    """``(B, heads, slots, d)`` to ``(B, N, heads, d)`` tokens."""
+
+    @staticmethod
+    def forward(ctx, slots, plan):
+        ctx.plan = plan
+        return out_of_slots(slots, plan.slot)
+
+    @staticmethod
+    def backward(ctx, grad):
+        plan: AttentionPlan = ctx.plan
+        # The padding token is none of the N; what its slots hold is cleared as any other's.
+        token = plan.token if plan.padding is None else plan.token.clamp(max=len(plan.slot) - 1)
+        slots = into_slots(grad, token)
+        return slots if plan.idle is None else slots.index_fill_(2, plan.idle, 0), None
