@@ -434,8 +434,8 @@ def run(
             log(f'{c.group}: counting {c.name}')
             side = c.img_size
             model, images = c.build(c).train(), (batch, 3, side, side)
-            result.kept = kept_in_step(model, images, amp, kernels)
             launches = count_step(model, images, amp, kernels)
+            result.kept = kept_in_step(model, images, amp, kernels)
             result.total = Total.of(launches)
             result.operators = _sums(launches, lambda launch: launch.operator)
             result.parts = _sums(launches, lambda launch: launch.part or 'other')
