@@ -1,0 +1,37 @@
+"""What the versions of torch and OpenMMLab that this package runs beside do differently.
+
+``setup.py`` names the oldest and the newest. The rest of the package asks for no version: what one
+of them lacks or calls otherwise is settled here.
+"""
+
+import torch
+from torch.nn.modules import module as _module
+
+# Since torch 2.2 this has a public name.
+is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._utils.is_compiling
+# Before torch 2.7 an exporter cannot be told from a compiler, nor need it be.
+is_exporting = getattr(torch.compiler, 'is_exporting', bool)
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """dtype of autocast on a kind of device; None where it is off."""
+    if hasattr(torch, 'get_autocast_dtype'):  # since torch 2.4
+        enabled = torch.is_autocast_enabled(device_type)
+        dtype = torch.get_autocast_dtype(device_type)
+    elif device_type == 'cpu':
+        enabled, dtype = torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()
+    else:
+        enabled, dtype = torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()
+    return dtype if enabled else None
+
+
+def has_global_hooks() -> bool:
+    """Whether hooks are registered that every module calls."""
+    if hasattr(_module, '_has_any_global_hook'):  # since torch 2.2
+        return bool(_module._has_any_global_hook())
+    return bool(
+        _module._global_forward_hooks
+        or _module._global_forward_pre_hooks
+        or _module._global_backward_hooks
+        or _module._global_backward_pre_hooks
+    )
