@@ -4,6 +4,8 @@
 of them lacks or calls otherwise is settled here.
 """
 
+from importlib.metadata import PackageNotFoundError, version
+
 import torch
 from torch.nn.modules import module as _module
 
@@ -35,3 +37,11 @@ def has_global_hooks() -> bool:
         or _module._global_backward_hooks
         or _module._global_backward_pre_hooks
     )
+
+
+def is_upstream() -> bool:
+    """Whether OpenMMLab's own packages are installed; its maintained fork's have other names."""
+    try:
+        return bool(version('mmengine'))
+    except PackageNotFoundError:
+        return False

@@ -49,7 +49,10 @@ class Stack:
 
 STACKS = {
     'maintained': Stack('maintained', 'onedl-mmcv', 'setuptools==81.*', (3, 12), ('segmentation',)),
-    'openmmlab': Stack('openmmlab', 'mmcv', 'setuptools<70', (3, 11), ('openmmlab-tests',)),
+    'openmmlab': Stack(
+        *('openmmlab', 'mmcv', 'setuptools<70', (3, 11)),
+        ('openmmlab-segmentation', 'openmmlab-tests'),
+    ),
 }
 
 
