@@ -5,8 +5,11 @@ of them lacks or calls otherwise is settled here.
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.modules import module as _module
 
 # Since torch 2.2 this has a public name.
@@ -45,3 +48,17 @@ def is_upstream() -> bool:
         return bool(version('mmengine'))
     except PackageNotFoundError:
         return False
+
+
+def extremes(value: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and greatest number of a tensor; NaN wins over any number."""
+    try:
+        return torch.aminmax(value)
+    except RuntimeError:  # float16 on a CPU, in torch 2.1
+        return torch.aminmax(value.float())
+
+
+def load_mapped(path: Path) -> Any:
+    """``torch.load`` of what is to be trusted, with tensors that stay on the disk."""
+    # torch 2.1 maps a file that is named by a string alone.
+    return torch.load(str(path), 'cpu', weights_only=False, mmap=True)
