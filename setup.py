@@ -27,12 +27,12 @@ def read_readme() -> str:
     return path.read_text(encoding='utf-8') if path.exists() else ''
 
 
-EXTRAS = {
-    name: read_requirements(name)
-    for name in ('maintained', 'openmmlab', 'demo', 'segmentation', 'mim', 'tests', 'docs')
-}
+MAINTAINED = ('maintained', 'segmentation')
+OPENMMLAB = ('openmmlab', 'openmmlab-segmentation')
+OTHERS = ('demo', 'mim', 'tests', 'docs')
+EXTRAS = {name: read_requirements(name) for name in (*MAINTAINED, *OPENMMLAB, *OTHERS)}
 # The two OpenMMLab generations exclude each other; `all` takes the default one.
-EXTRAS['all'] = [line for name, lines in EXTRAS.items() if name != 'openmmlab' for line in lines]
+EXTRAS['all'] = [line for name in (*MAINTAINED, *OTHERS) for line in EXTRAS[name]]
 
 # Where MIM and mmengine look for them. No caches, whatever has been run in the clone.
 MIM = (

@@ -19,6 +19,7 @@ FLOORS = [
     {'checkpoint'},
     {'ops', 'registry'},
     {'archs', 'extras', 'fileio', 'plugin', 'version'},
+    {'compat'},
 ]
 HEIGHT = {room: len(FLOORS) - floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # A figure of the benchmark and a picture of the demo are drawn by `visualization`.

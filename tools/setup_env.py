@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 INSTALL = ('install', '--no-compile', '--disable-pip-version-check')
 BYTES_PER_JOB = 2 * 1024**3  # one compiler of mmcv's sources takes up to about that
 # Raise it when the steps change so that an environment made by an older script must be redone.
-SCRIPT_VERSION = 2
+SCRIPT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,10 @@ class Stack:
 
 STACKS = {
     'maintained': Stack('maintained', 'onedl-mmcv', 'setuptools==81.*', (3, 12), ('segmentation',)),
-    'openmmlab': Stack('openmmlab', 'mmcv', 'setuptools<70', (3, 11)),
+    'openmmlab': Stack(
+        *('openmmlab', 'mmcv', 'setuptools<70', (3, 11)),
+        ('openmmlab-segmentation', 'openmmlab-tests'),
+    ),
 }
 
 

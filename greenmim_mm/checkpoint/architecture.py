@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..archs import SWIN_ARCHS, SWINV2_ARCHS
+from ..compat import extremes
 from ..ops import coords_windows
 from .reading import CheckpointError
 from .transforms import BUFFERS, COORDS, INDEX, TABLE, Transform, written_shapes
@@ -239,7 +240,7 @@ def _is_finite(value: Tensor) -> bool:
     if value.element_size() == 1:  # float8 has no arithmetic of its own
         value = value.float()
     # One pass without a temporary tensor; NaN wins over any number.
-    return all(bool(torch.isfinite(limit)) for limit in torch.aminmax(value))
+    return all(bool(torch.isfinite(limit)) for limit in extremes(value))
 
 
 def _in_backbone(key: str) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from ..compat import load_mapped
 from .unpickling import Storage, scan, unpickle
 
 _ZIP_MAGIC = b'PK\x03\x04'
@@ -93,7 +94,7 @@ def _read_archive(path: Path, file: BinaryIO, refused: list[str], trust: bool, m
     if trust:
         if bad := next((key for key, place in places.items() if not place.intact), None):
             raise DamageError(f'the checksum of data/{bad} differs')
-        return torch.load(path, 'cpu', weights_only=False, mmap=mapped)
+        return load_mapped(path) if mapped else torch.load(path, 'cpu', weights_only=False)
     data = others['data.pkl']
     scan(io.BytesIO(data))
     swapped = others.get('byteorder', b'little').decode() != sys.byteorder

@@ -4,6 +4,7 @@ What the user can mend raises :class:`UserError`, or :class:`~greenmim_mm.datase
 """
 
 import argparse
+import errno
 import logging
 import os
 import shutil
@@ -49,6 +50,12 @@ def errors_of_runs(parser: argparse.ArgumentParser, *more: type[BaseException]) 
             # All processes end with it; one tells.
             told = os.environ.get('RANK', '0') == '0'
             parser.exit(error.code, f'{parser.prog}: {one_line(error)}\n' if told else None)
+        except OSError as error:
+            # Logs are written more often than checkpoints: a full disk may show there first.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            told = f'{error.strerror}; make room and go on with the same command and --resume'
+            raise CheckpointError(told) from error
         except AssertionError as error:
             # mmdet's recipes load with mmcv's transform; other assertions are no user's fault.
             if 'failed to load image: ' not in str(error):

@@ -6,8 +6,9 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from mmengine.logging import print_log
+
+from ..compat import load_mapped
 
 LAST = 'last_checkpoint'
 _NAME = re.compile(r'(epoch|iter|interrupted_iter)_(\d+)(\.pth)?')
@@ -85,7 +86,7 @@ def read_meta(path: str | os.PathLike) -> dict:
     file = path / 'rank0.pth' if path.is_dir() else path
     try:
         # As mmengine reads what it resumes from, but the tensors stay on the disk.
-        return dict(torch.load(file, 'cpu', weights_only=False, mmap=True)['meta'])
+        return dict(load_mapped(file)['meta'])
     # Whatever is in the file decides what is raised.
     except Exception:
         return {}

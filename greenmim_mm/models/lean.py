@@ -13,8 +13,8 @@ from functools import cache
 import torch
 from mmengine.logging import print_log
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
 
+from ..compat import has_global_hooks
 from ..ops import recompute_obstacle
 
 # Settings that the fused computation takes for granted.
@@ -48,7 +48,7 @@ def obstacle(parts: Parts) -> str | None:
         parts: Each module that would not be called, and the class that it must be. Read one by
             one: what comes after an obstacle is never asked for.
     """
-    if _has_any_global_hook():
+    if has_global_hooks():
         return 'hooks for all modules are registered'
     for module, kind in parts:
         # Exactly: a subclass may compute something else. A parametrised layer is a subclass.

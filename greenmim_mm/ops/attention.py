@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..compat import is_compiling, is_exporting
 from .cosine import ScaledInPlace, scaled_queries_and_keys
 from .plans import AttentionPlan
 from .recompute import differentiable_gradients, recompute_obstacle, without_autocast
@@ -98,8 +99,7 @@ def _best_backend(qkv: Tensor) -> str:
         return 'fused' if fused else 'recompute'
     # A compiler knows the operator and decides by itself what to compute again. An exporter may
     # take it apart, in a memory layout of its own: it gets the plain products at once.
-    exporting = getattr(torch.compiler, 'is_exporting', bool)()
-    return 'sdpa' if torch.compiler.is_compiling() and not exporting else 'math'
+    return 'sdpa' if is_compiling() and not is_exporting() else 'math'
 
 
 def _fused(q, k, v, bias_table, plan, groups_at_a_time) -> Tensor:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..compat import autocast_dtype, is_compiling
+
 
 def recompute_obstacle() -> str | None:
     """What goes on just now that custom autograd functions do not survive; None if nothing."""
-    if torch.compiler.is_compiling():  # True inside torch.export as well
+    if is_compiling():  # True inside torch.export as well
         return 'torch.compile or torch.export'
     if torch.jit.is_tracing():
         return 'torch.jit.trace'
@@ -54,13 +56,8 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     kind = x.device.type
     if kind == 'meta':
         return x.dtype
-    if hasattr(torch, 'get_autocast_dtype'):
-        enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-    elif kind == 'cpu':
-        enabled, dtype = torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()
-    else:
-        enabled, dtype = torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()
-    return dtype if enabled and x.is_floating_point() and x.dtype != torch.float64 else x.dtype
+    casts = x.is_floating_point() and x.dtype != torch.float64
+    return (autocast_dtype(kind) if casts else None) or x.dtype
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager:

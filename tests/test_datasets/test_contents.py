@@ -151,8 +151,12 @@ def test_remote_data_is_not_ours_to_judge():
     check_contents(dict(type='CIFAR10', data_root='nowhere'), NAME)
 
 
-def test_an_extra_that_is_not_installed():
+@pytest.mark.parametrize(
+    ('upstream', 'extra'), [(False, 'segmentation'), (True, 'openmmlab-segmentation')]
+)
+def test_an_extra_that_is_not_installed(upstream, extra, monkeypatch):
+    monkeypatch.setattr('greenmim_mm.extras.is_upstream', lambda: upstream)
     need('torch', 'maintained')
-    command = r"pip install 'greenmim-mm\[segmentation\]'"
+    command = rf"pip install 'greenmim-mm\[{extra}\]'"
     with pytest.raises(ModuleNotFoundError, match=f'no_such_package, .* not installed; {command}'):
         need('no_such_package', 'segmentation')

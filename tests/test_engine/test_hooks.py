@@ -15,7 +15,8 @@ from mmengine.config import Config
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import HOOKS, DefaultScope
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS, DefaultScope
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 from PIL import Image
@@ -479,6 +480,52 @@ def test_two_bad_steps_are_left_out(folder, tmp_path):
     assert np.isnan([losses[2], losses[3]]).all()
     assert np.isfinite([v for k, v in losses.items() if k not in (2, 3)]).all()
     assert all(value.isfinite().all() for value in final.values())
+
+
+class Scaler:
+    """What a GPU's loss scaler does, from a scale that is much too large."""
+
+    def __init__(self):
+        self.value, self.left_out = 2.0**140, 0
+
+    def scale(self, loss):
+        return loss * self.value
+
+    def step(self, optimizer):
+        gradients = [p.grad for p in optimizer.param_groups[0]['params'] if p.grad is not None]
+        torch._foreach_mul_(gradients, 1 / self.value)
+        if all(gradient.isfinite().all() for gradient in gradients):
+            optimizer.step()
+        else:
+            self.value /= 2**32
+            self.left_out += 1
+
+    def update(self, value):
+        pass
+
+    def state_dict(self):
+        return {}
+
+
+@OPTIM_WRAPPERS.register_module(force=True)
+class MixedPrecision(AmpOptimWrapper):
+    """mmengine's, which a CPU may have as well."""
+
+    def __init__(self, **kwargs):
+        OptimWrapper.__init__(self, **kwargs)
+        self._scale_update_param, self.cast_dtype, self.loss_scaler = None, None, Scaler()
+
+
+def test_steps_that_the_loss_scaler_leaves_out_are_no_bad_steps(folder, tmp_path, capfd):
+    cfg = config(tmp_path, folder)
+    cfg.optim_wrapper.type = 'mmengine.MixedPrecision'
+    cfg.custom_hooks[2].max_bad_steps = 1
+    cfg.experiment_name = 'mixed'
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert runner.optim_wrapper.loss_scaler.left_out == 1
+    assert sorted(AtIteration.losses) == list(range(3 * STEPS))
+    assert 'left out' not in ''.join(capfd.readouterr())
 
 
 def test_where_numbers_go_bad():

@@ -1,6 +1,7 @@
 """tools/train.py, tools/test.py and the launchers, as they are called."""
 
 import argparse
+import errno
 import importlib.util
 import json
 import os
@@ -27,6 +28,8 @@ from greenmim_mm.cli import runs
 from greenmim_mm.cli.errors import UserError
 from greenmim_mm.cli.train import make_parser
 from greenmim_mm.datasets import DataError, check_dataset
+from greenmim_mm.engine.checkpoints import CheckpointError
+from greenmim_mm.engine.hooks import NonFiniteLossError
 from greenmim_mm.models import GreenMIM
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -283,6 +286,27 @@ def test_mmcvs_error_about_an_image_ends_in_one_line(capsys):
     assert capsys.readouterr().err == 'train.py: error: failed to load image: a.jpg\n'
     with pytest.raises(AssertionError), runs.errors_of_runs(parser):
         raise AssertionError('another')
+
+
+@pytest.mark.parametrize('kind', [CheckpointError, NonFiniteLossError])
+def test_what_a_run_cannot_go_on_with_is_one_line(capsys, kind):
+    parser = argparse.ArgumentParser(prog='train.py')
+    with pytest.raises(SystemExit) as exit_info, runs.errors_of_runs(parser):
+        raise kind('so it\nis')
+    assert exit_info.value.code == 1
+    assert capsys.readouterr().err == 'train.py: error: so it is\n'
+
+
+def test_full_disk_where_logs_are_written_is_one_line(capsys):
+    parser = argparse.ArgumentParser(prog='train.py')
+    with pytest.raises(SystemExit) as exit_info, runs.errors_of_runs(parser):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert exit_info.value.code == 1
+    line = capsys.readouterr().err
+    assert line.startswith('train.py: error: No space left on device; make room')
+    assert '--resume' in line
+    with pytest.raises(PermissionError), runs.errors_of_runs(parser):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def test_config_not_found(tools, capsys):

@@ -65,7 +65,7 @@ class NonFiniteLossHook(Hook):
         Raises:
             NonFiniteLossError: If there were too many in a row.
         """
-        loss = torch.as_tensor((outputs or {}).get('loss', 0.0))
+        loss = torch.as_tensor((outputs or {}).get('loss', 0.0)).detach()
         if bool(loss.isfinite().all()):
             self._bad_steps = 0
             return

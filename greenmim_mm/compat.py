@@ -1,0 +1,64 @@
+"""What the versions of torch and OpenMMLab that this package runs beside do differently.
+
+``setup.py`` names the oldest and the newest. The rest of the package asks for no version: what one
+of them lacks or calls otherwise is settled here.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules import module as _module
+
+# Since torch 2.2 this has a public name.
+is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._utils.is_compiling
+# Before torch 2.7 an exporter cannot be told from a compiler, nor need it be.
+is_exporting = getattr(torch.compiler, 'is_exporting', bool)
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """dtype of autocast on a kind of device; None where it is off."""
+    if hasattr(torch, 'get_autocast_dtype'):  # since torch 2.4
+        enabled = torch.is_autocast_enabled(device_type)
+        dtype = torch.get_autocast_dtype(device_type)
+    elif device_type == 'cpu':
+        enabled, dtype = torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()
+    else:
+        enabled, dtype = torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()
+    return dtype if enabled else None
+
+
+def has_global_hooks() -> bool:
+    """Whether hooks are registered that every module calls."""
+    if hasattr(_module, '_has_any_global_hook'):  # since torch 2.2
+        return bool(_module._has_any_global_hook())
+    return bool(
+        _module._global_forward_hooks
+        or _module._global_forward_pre_hooks
+        or _module._global_backward_hooks
+        or _module._global_backward_pre_hooks
+    )
+
+
+def is_upstream() -> bool:
+    """Whether OpenMMLab's own packages are installed; its maintained fork's have other names."""
+    try:
+        return bool(version('mmengine'))
+    except PackageNotFoundError:
+        return False
+
+
+def extremes(value: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and greatest number of a tensor; NaN wins over any number."""
+    try:
+        return torch.aminmax(value)
+    except RuntimeError:  # float16 on a CPU, in torch 2.1
+        return torch.aminmax(value.float())
+
+
+def load_mapped(path: Path) -> Any:
+    """``torch.load`` of what is to be trusted, with tensors that stay on the disk."""
+    # torch 2.1 maps a file that is named by a string alone.
+    return torch.load(str(path), 'cpu', weights_only=False, mmap=True)
