@@ -18,7 +18,7 @@ FLOORS = [
     {'models'},
     {'checkpoint'},
     {'ops', 'registry'},
-    {'archs', 'extras', 'fileio', 'plugin', 'version'},
+    {'archs', 'extras', 'fileio', 'plugin', 'text', 'version'},
 ]
 HEIGHT = {room: len(FLOORS) - floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # A figure of the benchmark and a picture of the demo are drawn by `visualization`.

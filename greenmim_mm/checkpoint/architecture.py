@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..archs import SWIN_ARCHS, SWINV2_ARCHS
 from ..ops import coords_windows
+from .layouts import BUFFERS, COORDS, INDEX, TABLE, Transform, written_shapes
 from .reading import CheckpointError
-from .transforms import BUFFERS, COORDS, INDEX, TABLE, Transform, written_shapes
 
 NUM_STAGES = 4
 # Buffers grow with the fourth power of it; no network in use comes near.

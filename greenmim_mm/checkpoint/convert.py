@@ -13,11 +13,9 @@ from .architecture import Architecture, check_window_size
 from .building import build_line
 from .formats import AUTO, find_format
 from .huggingface import check_settings, make_config
-from .network import network_of, read_network
-from .notes import make_note
+from .network import network_of, read_network, resize
 from .reading import CheckpointError
-from .resizing import resize
-from .spelling import DTYPES, ConversionReport, cast, check_kept, spell
+from .spelling import DTYPES, ConversionReport, Spelling, cast, check_kept, spell
 from .writing import check_target, writing
 
 _UNTOLD = (
@@ -124,8 +122,7 @@ def convert_file(
         state_dict = cast(spelled.state_dict, dtype)
         if target == 'huggingface':
             config = make_config(network.architecture, state_dict, checkpoint.config)
-    note = make_note(checkpoint, network.source, target, network.architecture)
-    verification = None
+    note, verification = network.note(target), None
     with writing(state_dict, dst, target, note, config, force) as temporary:
         if verify:
             expected = cast(network.state_dict, dtype)
@@ -172,11 +169,10 @@ def convert_with_report(
     target: str,
     window_size: int | Sequence[int] | None = None,
     pretrained_window_size: int | Sequence[int] | None = None,
-) -> tuple[dict[str, Tensor], ConversionReport]:
+) -> Spelling:
     """As :func:`convert_state_dict`, with an account of every key."""
     network = resize(network_of(state_dict, source), window_size, pretrained_window_size)
-    spelled = spell(network, target)
-    return spelled.state_dict, spelled.report
+    return spell(network, target)
 
 
 def _check_arguments(

@@ -11,8 +11,7 @@ names is taken, the first of equals. Another format is one more entry of :data:`
 
 from collections.abc import Collection, Iterable, Mapping
 
-from .naming import Format, Layout, count_known
-from .transforms import (
+from .layouts import (
     BUFFERS,
     COLUMNS_V1,
     COLUMNS_V2,
@@ -23,6 +22,9 @@ from .transforms import (
     SPLIT_V1,
     SPLIT_V2,
     TABLE,
+    Format,
+    Layout,
+    count_known,
 )
 
 # Stands for the format that knows the names of a file.

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..text import MAX_LENGTH, printable
 from .architecture import Architecture
 from .building import build_line
 from .formats import AUTO, FORMATS
+from .layouts import BUFFERS
 from .network import read_network
-from .notes import licence_of, sha256
-from .text import MAX_LENGTH, printable
-from .transforms import BUFFERS
+from .notes import sha256
 
 # A file with a checksum that differs is not inspected but refused, with the name of the key.
 _CHECKED = {
@@ -144,7 +144,7 @@ def inspect_checkpoint(path: str | Path, source: str = AUTO, trust: bool = False
         size=file.stat().st_size,
         sha256=sha256(file),
         meta=checkpoint.meta,
-        licence=licence_of(checkpoint, network.source),
+        licence=network.licence,
         others=tuple(name for name in checkpoint.left_out if name != 'meta'),
         usage=build_line(architecture, network.source, path, state_dict, checkpoint.config),
         checked=checkpoint.checked,

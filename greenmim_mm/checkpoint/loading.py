@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ..ops import table_window
+from .layouts import TABLE
 from .reading import CheckpointError, find_state_dict, read_checkpoint
-from .transforms import TABLE
 
 
 def load_backbone_state_dict(module: nn.Module, path: str | Path, prefix: str | None = None) -> str:

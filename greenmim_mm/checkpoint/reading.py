@@ -17,9 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .checksums import CHECKSUMS, find_changed
 from .containers import MAX_HEADER, DamageError, is_archive, read_torch_file
-from .unpickling import NOTE, OTHER_TENSORS, damaged_key
+from .notes import CHECKSUMS, NOTE, find_changed
+from .unpickling import OTHER_TENSORS, damaged_key
 
 # What a folder of Hugging Face's transformers holds.
 CONFIG_FILE, WEIGHTS_FILE = 'config.json', 'model.safetensors'

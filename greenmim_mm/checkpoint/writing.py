@@ -21,12 +21,11 @@ from ..fileio import (
     check_space,
     plain_rights,
 )
-from .checksums import CHECKSUMS, make_checksums
 from .formats import FORMATS, find_format
 from .huggingface import make_config
 from .network import network_of
+from .notes import CHECKSUMS, NOTE, make_checksums
 from .reading import CONFIG_FILE, WEIGHTS_FILE
-from .unpickling import NOTE
 
 TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
 SAFETENSORS_SUFFIX = '.safetensors'

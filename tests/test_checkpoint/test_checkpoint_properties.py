@@ -22,10 +22,10 @@ from greenmim_mm.checkpoint import (
     save_checkpoint,
 )
 from greenmim_mm.checkpoint.architecture import check_window_size
-from greenmim_mm.checkpoint.checksums import find_changed, make_checksums
-from greenmim_mm.checkpoint.text import printable
+from greenmim_mm.checkpoint.notes import find_changed, make_checksums
 from greenmim_mm.checkpoint.unpickling import scan
 from greenmim_mm.models import GreenSwin, GreenSwinV2
+from greenmim_mm.text import printable
 
 LAYOUTS = [(entry.name, layout) for entry in FORMATS.values() for layout in entry.layouts]
 PLACES = [(layout, name) for _, layout in LAYOUTS for name in layout.names]
