@@ -269,7 +269,7 @@ def test_dynamic_quantisation(name, use):
 
 @torch.no_grad()
 def test_dynamic_quantisation_as_of_mmdets_swin():
-    """Of the layers that are plain ones there, too: its MLPs have mmcv's, which stay as they are."""
+    """Of the layers that are plain ones there, too: its MLPs have mmcv's, which are left alone."""
     ours, stock = make('v1'), stock_swin()
     stock.load_state_dict(ours.state_dict(), strict=True)
     places = [key for key, module in stock.named_modules() if type(module) is nn.Linear]
