@@ -14,7 +14,7 @@ from ..ops import resize_bias_table, table_window
 from ..version import __version__
 from .architecture import Architecture, check_window_size, infer_architecture
 from .formats import AUTO, FORMATS, detect_format, find_format
-from .huggingface import config_pretrained, config_windows
+from .huggingface import windows_in_config
 from .layouts import INDEX, TABLE, Entry, Layout
 from .notes import sha256
 from .reading import Checkpoint, CheckpointError, load_checkpoint
@@ -89,9 +89,10 @@ def read_network(
 
     Args:
         path: ``.safetensors``, a file of ``torch.save``, or a folder of Hugging Face's.
-        source: Its format, a key of :data:`~greenmim_mm.checkpoint.FORMATS`; 'auto' finds it out.
+        source: Its format, a key of :data:`~greenmim_mm.checkpoint.FORMATS`; 'auto' finds it out
+            by the names.
         trust: Read a file that could run code, and let it.
-        key: Under which the file keeps the parameters; None finds it.
+        key: Under which the file keeps the parameters, e.g. 'ema_state_dict'; None finds it.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -108,11 +109,7 @@ def read_network(
 
 
 def network_of(checkpoint: Checkpoint | Mapping[str, Tensor], source: str = AUTO) -> Network:
-    """The Swin of a checkpoint, or of parameters alone.
-
-    Args:
-        checkpoint: Parameters under the names of ``source``: at least a whole backbone.
-        source: Their format; 'auto' finds it out.
+    """The Swin of a checkpoint, or of parameters alone: at least a whole backbone.
 
     Raises:
         ValueError: If the format is unknown, parts of the Swin are lacking, or a value has a
@@ -159,8 +156,11 @@ def resize(
 
     Args:
         network: The network.
-        window_size: Its windows then, one for all stages or one for each; None keeps them.
-        pretrained_window_size: Swin V2: windows of the pre-training, if nothing tells them.
+        window_size: Its windows then, one for all stages or one for each; None keeps them. Give
+            one for each where a library shrinks the window of a stage whose map is smaller (timm
+            and Microsoft's code; window 14 on images of 224 pixels becomes ``(14, 14, 14, 7)``).
+        pretrained_window_size: Swin V2: windows of the pre-training, by which offsets are scaled,
+            if nothing tells them; one for all stages or one for each.
 
     Raises:
         ValueError: If a size makes no sense, or windows of pre-training are given for a Swin V1
@@ -188,7 +188,7 @@ def stage_of(name: str) -> int:
 
 
 def _with_pretraining(architecture: Architecture, sizes: int | Sequence[int]) -> Architecture:
-    sizes = check_window_size(sizes, len(architecture.depths), 'pretrained_window_size')
+    sizes = check_window_size(sizes, 'pretrained_window_size')
     if architecture.version == 1:
         raise CheckpointError(
             '--pretrained-window-size is for Swin V2; this is a Swin V1, whose bias tables tell '
@@ -222,8 +222,7 @@ def _with_told_windows(architecture: Architecture, checkpoint: Checkpoint) -> Ar
         return architecture
     sources = [tuple(_windows_in_note(checkpoint.meta.get(name)) for name in _WINDOWS)]
     if checkpoint.config is not None:
-        windows = config_windows(checkpoint.config, architecture.version)
-        sources.insert(0, (windows, config_pretrained(checkpoint.config, windows)))
+        sources.insert(0, windows_in_config(checkpoint.config, architecture.version))
     for windows, pretrained in sources:
         if windows is None or architecture.window_sizes not in (None, windows):
             continue

@@ -18,8 +18,8 @@ from .reading import CheckpointError
 
 DTYPES = {'fp16': torch.float16, 'bf16': torch.bfloat16, 'fp32': torch.float32}
 
-# Why a canonical name may have no place, and whether that changes the network.
-_NO_PLACE = (
+# What a canonical name may have no place for, and whether that makes another network.
+_PARTS = (
     (re.compile(rf'.*\.({"|".join(BUFFERS)})'), COMPUTED, False),
     (re.compile(r'mask_token|neck\.decoder\..*'), 'SimMIM pre-training part', False),
     (re.compile(r'neck\..*'), 'pre-training decoder', False),
@@ -135,7 +135,8 @@ def spell(network: Network, target: str) -> Spelling:
     for name, entry in entries.items():
         key = layout.from_canonical(name)
         if key is None:
-            reason, is_lost = _no_place(name, target)
+            part, is_lost = _part(name)
+            reason = part if part == COMPUTED else f'{part} has no place in {target}'
             dropped.update(dict.fromkeys(entry.sources, reason))
             lost += entry.sources if is_lost else ()
             continue
@@ -241,9 +242,9 @@ def _buffer(leaf: str, window: int, scale: int | None) -> tuple[Tensor, str]:
     return log_spaced_offsets(window, scale or window), how
 
 
-def _no_place(name: str, target: str) -> tuple[str, bool]:
-    part, lost = next((text, lost) for pattern, text, lost in _NO_PLACE if pattern.fullmatch(name))
-    return (part if part == COMPUTED else f'{part} has no place in {target}'), lost
+def _part(name: str) -> tuple[str, bool]:
+    """What has this canonical name, and whether the network is another one without it."""
+    return next((text, lost) for pattern, text, lost in _PARTS if pattern.fullmatch(name))
 
 
 def _missing(entries: Mapping[str, Entry], layout: Layout, network: Network) -> dict[str, str]:
@@ -257,10 +258,8 @@ def _missing(entries: Mapping[str, Entry], layout: Layout, network: Network) -> 
         for leaf in ('weight', 'bias'):
             name = template.format(p=leaf)
             if name not in entries:
-                part = next(text for pattern, text, _ in _NO_PLACE if pattern.fullmatch(name))
-                missing[layout.from_canonical(name)] = (
-                    f'{part} is not in the source; a model keeps its initial values'
-                )
+                why = f'{_part(name)[0]} is not in the source; a model keeps its initial values'
+                missing[layout.from_canonical(name)] = why
     return missing
 
 
