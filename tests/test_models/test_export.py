@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from mini_swins import ARCH, MODELS, images, make, randomised, run
+from mini_swins import ARCH, MODELS, images, make, mask, randomised, run
 from mmdet.registry import MODELS as DETECTORS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -327,6 +327,21 @@ def test_func_grad_and_vmap(name):
     close({key: value.sum(0) for key, value in each.items()}, expected)
     out = torch.vmap(lambda image: model(image[None])[0][0])(x)
     torch.testing.assert_close(out, model(x)[0], rtol=1e-4, atol=1e-4)
+
+
+@both
+def test_func_in_the_masked_use(name):
+    """With a plain tensor as the mask, which no transform is about."""
+    model, x, hidden = make(name), images(), torch.from_numpy(mask().hidden.copy())
+    parameters = {key: p.detach() for key, p in model.named_parameters()}
+    model(x, hidden).square().sum().backward()
+    expected = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+    found = torch.func.grad(
+        lambda parameters: torch.func.functional_call(model, parameters, (x, hidden)).square().sum()
+    )(parameters)
+    close(found, expected)
+    _, tangent = torch.func.jvp(lambda x: model(x, hidden), (x,), (x,))
+    assert tangent.shape == model(x, hidden).shape and tangent.abs().sum() > 0
 
 
 @both
