@@ -58,8 +58,10 @@ def check_folder_destination(
 
 
 def check_apart(src: str | Path, dst: str | Path) -> None:
-    """Raise ``FileExistsError`` if one path lies inside the other: writing could destroy it."""
+    """Raise ``FileExistsError`` if a path is the other, or inside it: writing could destroy it."""
     first, second = Path(src).resolve(), Path(dst).resolve()
+    if first.exists() and second.exists() and first.samefile(second):
+        raise FileExistsError(f'{dst} is the source itself; write to another one')
     if first != second and (first.is_relative_to(second) or second.is_relative_to(first)):
         inner, outer = (src, dst) if first.is_relative_to(second) else (dst, src)
         raise FileExistsError(f'{inner} lies inside {outer}; choose a place apart from it')

@@ -4,48 +4,22 @@ mmengine imports this module when it meets a scoped name such as ``greenmim_mm.G
 the ``locations`` are imported at the first look-up. No config needs ``custom_imports``.
 """
 
-from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
-from mmengine.registry import DATASETS as MMENGINE_DATASETS
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import LOOPS as MMENGINE_LOOPS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
-from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine import registry
 from mmengine.registry import Registry
 
-MODELS = Registry(
-    'model', parent=MMENGINE_MODELS, scope='greenmim_mm', locations=['greenmim_mm.models']
-)
 
-TRANSFORMS = Registry(
-    'transform', parent=MMENGINE_TRANSFORMS, scope='greenmim_mm', locations=['greenmim_mm.datasets']
-)
+def _child(root: str, name: str, *locations: str) -> Registry:
+    """The child of one of mmengine's registries, with the modules that fill it."""
+    parent = getattr(registry, root)
+    return Registry(name, parent=parent, scope='greenmim_mm', locations=list(locations))
 
-DATASETS = Registry(
-    'dataset', parent=MMENGINE_DATASETS, scope='greenmim_mm', locations=['greenmim_mm.datasets']
-)
 
-DATA_SAMPLERS = Registry(
-    'data sampler',
-    parent=MMENGINE_DATA_SAMPLERS,
-    scope='greenmim_mm',
-    locations=['greenmim_mm.datasets'],
+MODELS = _child('MODELS', 'model', 'greenmim_mm.models')
+TRANSFORMS = _child('TRANSFORMS', 'transform', 'greenmim_mm.datasets')
+DATASETS = _child('DATASETS', 'dataset', 'greenmim_mm.datasets')
+DATA_SAMPLERS = _child('DATA_SAMPLERS', 'data sampler', 'greenmim_mm.datasets')
+HOOKS = _child('HOOKS', 'hook', 'greenmim_mm.engine.hooks')
+OPTIM_WRAPPER_CONSTRUCTORS = _child(
+    'OPTIM_WRAPPER_CONSTRUCTORS', 'optimizer wrapper constructor', 'greenmim_mm.engine.optimizers'
 )
-
-HOOKS = Registry(
-    'hook', parent=MMENGINE_HOOKS, scope='greenmim_mm', locations=['greenmim_mm.engine.hooks']
-)
-
-OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    'optimizer wrapper constructor',
-    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
-    scope='greenmim_mm',
-    locations=['greenmim_mm.engine.optimizers'],
-)
-
-LOOPS = Registry(
-    'loop',
-    parent=MMENGINE_LOOPS,
-    scope='greenmim_mm',
-    locations=['greenmim_mm.engine.loops', 'greenmim_mm.evaluation'],
-)
+LOOPS = _child('LOOPS', 'loop', 'greenmim_mm.engine.loops', 'greenmim_mm.evaluation')

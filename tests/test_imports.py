@@ -1,6 +1,7 @@
 """Imports run one way: no room knows of one that is built on top of it."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ FLOORS = [
     {'models'},
     {'checkpoint'},
     {'ops', 'registry'},
-    {'archs', 'extras', 'fileio', 'plugin', 'version'},
+    {'archs', 'extras', 'fileio', 'plugin', 'text', 'version'},
     {'compat'},
 ]
 HEIGHT = {room: len(FLOORS) - floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -30,8 +31,8 @@ def room_of(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix('.py')
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """Rooms of this package that a file imports, anywhere in it."""
+def imported_names(path: Path) -> set[str]:
+    """What a file imports from this package, anywhere in it, e.g. ``greenmim_mm.ops.masking``."""
     package = ('greenmim_mm', *path.relative_to(ROOT).parent.parts)
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
@@ -41,8 +42,12 @@ def imported_rooms(path: Path) -> set[str]:
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = '.'.join([*base, *([node.module] if node.module else [])])
             names.update(f'{module}.{alias.name}' for alias in node.names)
-    inside = [name.split('.') for name in names if name.split('.')[0] == 'greenmim_mm']
-    return {parts[1] for parts in inside if len(parts) > 1 and parts[1] in HEIGHT}
+    return {name for name in names if name.split('.')[0] == 'greenmim_mm'}
+
+
+def imported_rooms(path: Path) -> set[str]:
+    parts = [name.split('.') for name in imported_names(path)]
+    return {part[1] for part in parts if len(part) > 1 and part[1] in HEIGHT}
 
 
 FILES = sorted(
@@ -61,6 +66,26 @@ def test_imports_run_one_way(path):
     for other in imported_rooms(path) - {room}:
         allowed = HEIGHT[other] < HEIGHT[room] or (room, other) in NEIGHBOURS
         assert allowed, f'{path.relative_to(ROOT)} imports {other}, which is built on {room}'
+
+
+def test_no_circle():
+    """Inside rooms modules do not import each other in a circle, either."""
+    modules = {
+        '.'.join(('greenmim_mm', *path.relative_to(ROOT).with_suffix('').parts)): path
+        for path in ROOT.rglob('*.py')
+        if path.stem != '__init__'
+    }
+    graph = {
+        module: {
+            other
+            for name in imported_names(path)
+            for other in (name, name.rpartition('.')[0])
+            if other in modules
+        }
+        for module, path in modules.items()
+    }
+    assert len(graph['greenmim_mm.checkpoint.convert']) > 5
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_ops_needs_torch_and_numpy_alone():

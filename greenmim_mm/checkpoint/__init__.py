@@ -1,6 +1,6 @@
 """Checkpoint files and formats as one pipeline, torch and safetensors alone.
 
-A file becomes a :class:`Network` (``network``), which is resized (``resizing``), spelled in the
+A file becomes a :class:`Network` (``network``), which is resized, spelled in the
 names of a format (``spelling``) and written (``writing``); :func:`convert_file` goes the whole way.
 What proves that the result is the same network is handed to it: :mod:`greenmim_mm.verification`.
 """
@@ -18,7 +18,7 @@ from .formats import AUTO, FORMATS, detect_format, find_format
 from .huggingface import check_settings
 from .inspection import Inspection, inspect_checkpoint
 from .loading import fetch, load_backbone_state_dict, load_model_state_dict
-from .network import Network, network_of, read_network
+from .network import Network, network_of, read_network, resize
 from .reading import (
     Checkpoint,
     CheckpointError,
@@ -26,7 +26,6 @@ from .reading import (
     load_checkpoint,
     read_checkpoint,
 )
-from .resizing import resize
 from .spelling import ConversionReport, spell
 from .writing import save_checkpoint
 

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +13,8 @@ from torch import Tensor
 from ..archs import SWIN_ARCHS, SWINV2_ARCHS
 from ..compat import extremes
 from ..ops import coords_windows
+from .layouts import BUFFERS, COORDS, INDEX, TABLE, Transform, written_shapes
 from .reading import CheckpointError
-from .transforms import BUFFERS, COORDS, INDEX, TABLE, Transform, written_shapes
 
 NUM_STAGES = 4
 # Buffers grow with the fourth power of it; no network in use comes near.
@@ -63,13 +64,18 @@ class Architecture:
     first_merging: int = 0
 
     @property
+    def sizes(self) -> dict[str, Any]:
+        """What OpenMMLab's backbones take for ``arch``."""
+        sizes = dict(embed_dims=self.embed_dims, depths=self.depths, num_heads=self.num_heads)
+        if self.version == 2:
+            sizes['extra_norm_every_n_blocks'] = self.extra_norm_every
+        return sizes
+
+    @property
     def name(self) -> str | None:
         """'tiny', 'small', 'base', 'large', 'huge' or 'giant'; None for other sizes."""
-        own = dict(embed_dims=self.embed_dims, depths=self.depths, num_heads=self.num_heads)
-        if self.version == 2:
-            own['extra_norm_every_n_blocks'] = self.extra_norm_every
         archs = SWIN_ARCHS if self.version == 1 else SWINV2_ARCHS
-        return next((name for name, arch in archs.items() if arch == own), None)
+        return next((name for name, sizes in archs.items() if sizes == self.sizes), None)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -99,7 +105,7 @@ class Architecture:
         Raises:
             ValueError: See :func:`check_window_size`.
         """
-        return replace(self, window_sizes=check_window_size(window_size, len(self.depths)))
+        return replace(self, window_sizes=check_window_size(window_size))
 
     def describe(self) -> str:
         """One line: name, version and sizes."""
@@ -112,7 +118,7 @@ class Architecture:
 
 
 def check_window_size(
-    window_size: int | Sequence[int], num_stages: int = NUM_STAGES, name: str = 'window_size'
+    window_size: int | Sequence[int], name: str = 'window_size'
 ) -> tuple[int, ...]:
     """One window size a stage.
 
@@ -121,11 +127,11 @@ def check_window_size(
             each stage.
     """
     several = isinstance(window_size, Sequence) and not isinstance(window_size, str)
-    sizes = tuple(window_size) if several else (window_size,) * num_stages
+    sizes = tuple(window_size) if several else (window_size,) * NUM_STAGES
     # bool is an int to Python.
-    if len(sizes) != num_stages or any(type(size) is not int or size < 1 for size in sizes):
+    if len(sizes) != NUM_STAGES or any(type(size) is not int or size < 1 for size in sizes):
         raise ValueError(
-            f'{name}={window_size} must be a positive integer or {num_stages} of them, one per '
+            f'{name}={window_size} must be a positive integer or {NUM_STAGES} of them, one per '
             'stage'
         )
     if max(sizes) > MAX_WINDOW:
@@ -158,7 +164,8 @@ def infer_architecture(
     def named(key: str) -> str:
         return spell(key) or key
 
-    own = {key: value for key, value in state_dict.items() if _in_backbone(key)}
+    backbone = re.compile(r'patch_embed\.|stages\.|norm\d\.')
+    own = {key: value for key, value in state_dict.items() if backbone.match(key)}
     if not any(map(_BLOCK_KEY.fullmatch, own)):
         raise CheckpointError(
             f'this is no Swin: none of {len(state_dict)} keys belongs to a block; first keys: '
@@ -176,12 +183,11 @@ def infer_architecture(
                 f'{named(key)} has shape {tuple(value.shape)}; by the other layers it should be '
                 f'{expected} ({architecture.describe()})'
             )
-    leaf = _ATTN + TABLE if architecture.version == 1 else _ATTN + 'logit_scale'
-    for stage, (width, heads) in enumerate(
-        zip(architecture.widths, architecture.num_heads, strict=True)
-    ):
+    leaf = TABLE if architecture.version == 1 else 'logit_scale'
+    sizes = zip(architecture.widths, architecture.num_heads, strict=True)
+    for stage, (width, heads) in enumerate(sizes):
         if heads < 1 or width % heads:
-            key = f'stages.{stage}.blocks.0.{leaf}'
+            key = f'stages.{stage}.blocks.0.{_ATTN}{leaf}'
             raise CheckpointError(
                 f'{named(key)} has shape {tuple(own[key].shape)} for {heads} heads; it should be '
                 f'for a number of heads that divides the {width} channels of the stage'
@@ -195,25 +201,22 @@ def infer_architecture(
 def parameter_shapes(architecture: Architecture) -> Shapes:
     """Canonical name and shape of each parameter of the backbone, output norms included."""
     arch, patch = architecture, architecture.patch_size
-    shapes: Shapes = {
-        'patch_embed.projection.weight': (arch.embed_dims, arch.in_channels, patch, patch),
-        'patch_embed.projection.bias': (arch.embed_dims,),
-        **_norm('patch_embed.norm', arch.embed_dims),
-    }
+    shapes = _layer('patch_embed.projection', arch.embed_dims, arch.in_channels, patch, patch)
+    shapes |= _layer('patch_embed.norm', arch.embed_dims)
     for stage, (width, depth) in enumerate(zip(arch.widths, arch.depths, strict=True)):
         block = _block_shapes(arch, stage)
         for index in range(depth):
             prefix = f'stages.{stage}.blocks.{index}.'
-            shapes.update((prefix + leaf, shape) for leaf, shape in block.items())
+            shapes |= {prefix + leaf: shape for leaf, shape in block.items()}
             if arch.extra_norm_every and (index + 1) % arch.extra_norm_every == 0:
-                shapes.update(_norm(prefix + 'norm3', width))
+                shapes |= _layer(prefix + 'norm3', width)
         if stage < len(arch.depths) - 1:
             prefix = f'stages.{stage + arch.first_merging}.downsample.'
             # V1 normalises before the merging, V2 after it.
-            shapes.update(_norm(prefix + 'norm', (4 if arch.version == 1 else 2) * width))
-            shapes[prefix + 'reduction.weight'] = (2 * width, 4 * width)
+            shapes |= _layer(prefix + 'norm', (4 if arch.version == 1 else 2) * width)
+            shapes |= _layer(prefix + 'reduction', 2 * width, 4 * width, bias=False)
         if stage in arch.output_norms:
-            shapes.update(_norm(f'norm{stage}', width))
+            shapes |= _layer(f'norm{stage}', width)
     return shapes
 
 
@@ -241,10 +244,6 @@ def _is_finite(value: Tensor) -> bool:
         value = value.float()
     # One pass without a temporary tensor; NaN wins over any number.
     return all(bool(torch.isfinite(limit)) for limit in extremes(value))
-
-
-def _in_backbone(key: str) -> bool:
-    return key.startswith(('patch_embed.', 'stages.')) or bool(re.match(r'norm\d\.', key))
 
 
 def _buffer_shapes(own: Collection[str], arch: Architecture) -> Shapes:
@@ -275,34 +274,26 @@ def _other_shapes(state_dict: Mapping[str, Tensor], arch: Architecture) -> Shape
 
 
 def _block_shapes(arch: Architecture, stage: int) -> Shapes:
-    width, heads = arch.widths[stage], arch.num_heads[stage]
-    hidden = int(arch.mlp_ratio * width)
-    shapes: Shapes = {**_norm('norm1', width), **_norm('norm2', width)}
-    shapes[_ATTN + 'qkv.weight'] = (3 * width, width)
-    if arch.version == 1:
-        if arch.window_sizes is not None:
-            rows = (2 * arch.window_sizes[stage] - 1) ** 2
-            shapes[_ATTN + TABLE] = (rows, heads)
-        if arch.qkv_bias:
-            shapes[_ATTN + 'qkv.bias'] = (3 * width,)
-    else:
+    width, heads, hidden = arch.widths[stage], arch.num_heads[stage], arch.bias_hidden
+    joint_bias = arch.version == 1 and arch.qkv_bias
+    shapes = _layer('norm1', width) | _layer('norm2', width)
+    shapes |= _layer(_ATTN + 'qkv', 3 * width, width, bias=joint_bias)
+    if arch.version == 2:
         shapes[_ATTN + 'logit_scale'] = (heads, 1, 1)
-        shapes[_ATTN + 'cpb_mlp.0.weight'] = (arch.bias_hidden, 2)
-        shapes[_ATTN + 'cpb_mlp.0.bias'] = (arch.bias_hidden,)
-        shapes[_ATTN + 'cpb_mlp.2.weight'] = (heads, arch.bias_hidden)
+        shapes |= _layer(_ATTN + 'cpb_mlp.0', hidden, 2)
+        shapes |= _layer(_ATTN + 'cpb_mlp.2', heads, hidden, bias=False)
         if arch.qkv_bias:
             shapes[_ATTN + 'q_bias'] = shapes[_ATTN + 'v_bias'] = (width,)
-    shapes[_ATTN + 'proj.weight'] = (width, width)
-    shapes[_ATTN + 'proj.bias'] = (width,)
-    shapes['ffn.layers.0.0.weight'] = (hidden, width)
-    shapes['ffn.layers.0.0.bias'] = (hidden,)
-    shapes['ffn.layers.1.weight'] = (width, hidden)
-    shapes['ffn.layers.1.bias'] = (width,)
-    return shapes
+    elif arch.window_sizes is not None:
+        shapes[_ATTN + TABLE] = ((2 * arch.window_sizes[stage] - 1) ** 2, heads)
+    shapes |= _layer(_ATTN + 'proj', width, width)
+    shapes |= _layer('ffn.layers.0.0', int(arch.mlp_ratio * width), width)
+    return shapes | _layer('ffn.layers.1', width, int(arch.mlp_ratio * width))
 
 
-def _norm(prefix: str, width: int) -> Shapes:
-    return {f'{prefix}.weight': (width,), f'{prefix}.bias': (width,)}
+def _layer(name: str, *weight: int, bias: bool = True) -> Shapes:
+    """Of a norm, a linear layer or a convolution."""
+    return {f'{name}.weight': weight} | ({f'{name}.bias': weight[:1]} if bias else {})
 
 
 def _guess(own: Mapping[str, Tensor]) -> Architecture:

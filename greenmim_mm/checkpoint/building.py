@@ -160,16 +160,6 @@ def _one_window(arch: Architecture, network: str) -> int:
     return arch.window_size
 
 
-def _arch(arch: Architecture) -> str | dict[str, Any]:
-    """What OpenMMLab calls ``arch``."""
-    if arch.name is not None:
-        return arch.name
-    sizes = dict(embed_dims=arch.embed_dims, depths=arch.depths, num_heads=arch.num_heads)
-    return sizes | (
-        {'extra_norm_every_n_blocks': arch.extra_norm_every} if arch.version == 2 else {}
-    )
-
-
 def _outputs(arch: Architecture, default: tuple[int, ...]) -> dict[str, Any]:
     norms = arch.output_norms or (3,)
     return {} if norms == default else dict(out_indices=norms)
@@ -181,36 +171,29 @@ def _scale(arch: Architecture) -> dict[str, Any]:
 
 
 def _green_swin(arch: Architecture) -> Call:
-    windows = arch.window_size or arch.window_sizes
     arguments = dict(
         type='greenmim_mm.GreenSwin' + 'V2' * (arch.version == 2),
-        arch=_arch(arch),
-        window_size=windows,
+        arch=arch.name or arch.sizes,
+        window_size=arch.window_size or arch.window_sizes,
     )
     return Call('dict', arguments | _unusual(arch) | _scale(arch) | _outputs(arch, (3,)))
 
 
 def _mmdet(arch: Architecture) -> Call:
-    arguments = dict(
-        type='mmdet.SwinTransformer',
-        embed_dims=arch.embed_dims,
-        depths=arch.depths,
-        num_heads=arch.num_heads,
-        window_size=_one_window(arch, 'mmdet.SwinTransformer'),
-    )
-    more = _unusual(arch)
+    name, more = 'mmdet.SwinTransformer', _unusual(arch)
     if 'patch_size' in more:
         more['strides'] = (arch.patch_size, 2, 2, 2)
     if arch.mlp_ratio == int(arch.mlp_ratio) and 'mlp_ratio' in more:
         # It multiplies channels by the ratio and needs an int.
         more['mlp_ratio'] = int(arch.mlp_ratio)
-    return Call('dict', arguments | more | _outputs(arch, (0, 1, 2, 3)))
+    sizes = arch.sizes | dict(window_size=_one_window(arch, name))
+    return Call('dict', dict(type=name) | sizes | more | _outputs(arch, (0, 1, 2, 3)))
 
 
 def _mmpretrain(arch: Architecture, side: int) -> Call:
     arguments: dict[str, Any] = dict(
         type='mmpretrain.SwinTransformer' + 'V2' * (arch.version == 2),
-        arch=_arch(arch),
+        arch=arch.name or arch.sizes,
         img_size=side,
     )
     more = _unusual(arch)
@@ -255,40 +238,36 @@ def _timm(arch: Architecture, num_classes: int, side: int, stock: bool) -> Call:
 
 
 def _torchvision(arch: Architecture, num_classes: int, stock: bool) -> Call:
-    if _unusual(arch).keys() & {'in_channels', 'qkv_bias'}:
+    more = _unusual(arch)
+    if more.keys() & {'in_channels', 'qkv_bias'}:
         raise ValueError('torchvision has Swins for images of 3 channels and with qkv_bias alone')
     window = _one_window(arch, 'torchvision')
     classes = dict(num_classes=num_classes) if num_classes else {}
-    if stock and arch.name in ('tiny', 'small', 'base') and not _unusual(arch):
+    if stock and arch.name in ('tiny', 'small', 'base') and not more:
         if window == _TORCHVISION_WINDOWS[arch.version]:
             name = f'swin_{"v2_" * (arch.version == 2)}{arch.name[0]}'
             return Call(f'torchvision.models.{name}', classes)
     module = 'torchvision.models.swin_transformer'
-    arguments = dict(
-        patch_size=[arch.patch_size] * 2,
-        embed_dim=arch.embed_dims,
-        depths=list(arch.depths),
-        num_heads=list(arch.num_heads),
-        window_size=[window] * 2,
-        **({'mlp_ratio': arch.mlp_ratio} if arch.mlp_ratio != 4 else {}),
-        **classes,
-    )
+    # It takes lists.
+    more.pop('patch_size', None)
+    sizes = {key: list(v) if isinstance(v, tuple) else v for key, v in _sizes(arch).items()}
+    sizes = dict(patch_size=[arch.patch_size] * 2, **sizes, window_size=[window] * 2)
+    more |= classes
     if arch.version == 2:
-        arguments['block'] = _Code(f'{module}.SwinTransformerBlockV2')
-        arguments['downsample_layer'] = _Code(f'{module}.PatchMergingV2')
-    return Call(f'{module}.SwinTransformer', arguments)
+        more['block'] = _Code(f'{module}.SwinTransformerBlockV2')
+        more['downsample_layer'] = _Code(f'{module}.PatchMergingV2')
+    return Call(f'{module}.SwinTransformer', sizes | more)
 
 
 def _microsoft(arch: Architecture, target: str, num_classes: int, side: int) -> Call:
     more = _unusual(arch, in_channels='in_chans')
     if target == 'detectron2':
-        window = _one_window(arch, 'detectron2.modeling.SwinTransformer')
-        more |= _outputs(arch, (0, 1, 2, 3))
-        arguments = dict(**_sizes(arch), window_size=window, **more)
-        return Call('detectron2.modeling.SwinTransformer', arguments)
+        name = 'detectron2.modeling.SwinTransformer'
+        sizes = _sizes(arch) | dict(window_size=_one_window(arch, name))
+        return Call(name, sizes | more | _outputs(arch, (0, 1, 2, 3)))
     sizes = dict(img_size=side, **_sizes(arch), window_size=arch.window_sizes[0])
-    arguments = dict(**sizes, **more, **_scale(arch), num_classes=num_classes)
-    return Call('SwinTransformer' + 'V2' * (arch.version == 2), arguments)
+    more |= _scale(arch) | dict(num_classes=num_classes)
+    return Call('SwinTransformer' + 'V2' * (arch.version == 2), sizes | more)
 
 
 def _text(value: Any) -> str:

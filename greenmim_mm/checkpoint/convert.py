@@ -13,11 +13,9 @@ from .architecture import Architecture, check_window_size
 from .building import build_line
 from .formats import AUTO, find_format
 from .huggingface import check_settings, make_config
-from .network import network_of, read_network
-from .notes import make_note
+from .network import network_of, read_network, resize
 from .reading import CheckpointError
-from .resizing import resize
-from .spelling import DTYPES, ConversionReport, cast, check_kept, spell
+from .spelling import DTYPES, ConversionReport, Spelling, cast, check_kept, spell
 from .writing import check_target, writing
 
 _UNTOLD = (
@@ -106,7 +104,19 @@ def convert_file(
             is written.
     """
     src, dst = Path(src), Path(dst)
-    _check_arguments(src, dst, target, source, force, window_size, pretrained_window_size, dtype)
+    # What can be known to fail without reading a large file fails first.
+    check_target(dst, target, force)
+    check_apart(src, dst)
+    if source != AUTO:
+        find_format(source)
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f'dtype={dtype!r} is unknown; use one of {", ".join(DTYPES)}')
+    for name, sizes in (
+        ('window_size', window_size),
+        ('pretrained_window_size', pretrained_window_size),
+    ):
+        if sizes is not None:
+            check_window_size(sizes, name=name)
     network = read_network(src, source, trust, key)
     checkpoint, config = network.checkpoint, None
     with _errors_name(src):
@@ -124,8 +134,7 @@ def convert_file(
         state_dict = cast(spelled.state_dict, dtype)
         if target == 'huggingface':
             config = make_config(network.architecture, state_dict, checkpoint.config)
-    note = make_note(checkpoint, network.source, target, network.architecture)
-    verification = None
+    note, verification = network.note(target), None
     with writing(state_dict, dst, target, note, config, force) as temporary:
         if verify:
             expected = cast(network.state_dict, dtype)
@@ -148,13 +157,9 @@ def convert_state_dict(
         source: Format of ``state_dict``, a key of :data:`~greenmim_mm.checkpoint.FORMATS`;
             'auto' finds it out.
         target: Format to make.
-        window_size: Window of the result, or one per stage; None keeps the source's. In Swin V1
-            the bias tables are resized, in V2 only buffers depend on it. Give one per stage
-            where the target's library shrinks the window of a stage whose map is smaller (timm
-            and Microsoft's code; window 14 on images of 224 pixels becomes ``(14, 14, 14, 7)``).
-        pretrained_window_size: Swin V2: windows of pre-training, one for all stages or one for
-            each. They scale the offsets in the attention; None takes them from the source's
-            buffers, **or for those in use where it has none**.
+        window_size: As of :func:`resize`.
+        pretrained_window_size: As of :func:`resize`; where neither it nor the source's buffers
+            tell, those in use **are taken for them**.
 
     Returns:
         Parameters under the names of ``target``; values share memory where unchanged.
@@ -172,36 +177,10 @@ def convert_with_report(
     target: str,
     window_size: int | Sequence[int] | None = None,
     pretrained_window_size: int | Sequence[int] | None = None,
-) -> tuple[dict[str, Tensor], ConversionReport]:
+) -> Spelling:
     """As :func:`convert_state_dict`, with an account of every key."""
     network = resize(network_of(state_dict, source), window_size, pretrained_window_size)
-    spelled = spell(network, target)
-    return spelled.state_dict, spelled.report
-
-
-def _check_arguments(
-    src: Path,
-    dst: Path,
-    target: str,
-    source: str,
-    force: bool,
-    window_size: int | Sequence[int] | None,
-    pretrained_window_size: int | Sequence[int] | None,
-    dtype: str | None,
-) -> None:
-    """What can be known to fail without reading a large file fails first."""
-    check_target(dst, target, force)
-    check_apart(src, dst)
-    if src.exists() and dst.exists() and dst.samefile(src):
-        raise FileExistsError(f'{dst} is the source itself; write to another one')
-    if source != AUTO:
-        find_format(source)
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f'dtype={dtype!r} is unknown; use one of {", ".join(DTYPES)}')
-    if window_size is not None:
-        check_window_size(window_size)
-    if pretrained_window_size is not None:
-        check_window_size(pretrained_window_size, name='pretrained_window_size')
+    return spell(network, target)
 
 
 def _check_lossless(report: ConversionReport) -> None:

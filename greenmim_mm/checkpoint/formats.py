@@ -11,8 +11,7 @@ names is taken, the first of equals. Another format is one more entry of :data:`
 
 from collections.abc import Collection, Iterable, Mapping
 
-from .naming import Format, Layout, count_known
-from .transforms import (
+from .layouts import (
     BUFFERS,
     COLUMNS_V1,
     COLUMNS_V2,
@@ -23,6 +22,9 @@ from .transforms import (
     SPLIT_V1,
     SPLIT_V2,
     TABLE,
+    Format,
+    Layout,
+    count_known,
 )
 
 # Stands for the format that knows the names of a file.
@@ -323,7 +325,23 @@ def detect_format(keys: Collection[str]) -> str:
     Raises:
         ValueError: If no format knows more than half of the keys, or there are keys of two.
     """
-    return _detect(keys)[0].name
+    layouts = {name: entry.source_layout(keys) for name, entry in FORMATS.items()}
+    known = {name: count_known(layout.to_canonical, keys) for name, layout in layouts.items()}
+
+    def rank(name: str) -> tuple[int, bool]:
+        # mmdet has no Swin V2 of its own.
+        return known[name], (name, layouts[name].version) != ('mmdet', 2)
+
+    best = max(_BY_LIKELIHOOD, key=rank)
+    layout = layouts[best]
+    _check_unmixed(keys, FORMATS[best], layout)
+    candidates = keys
+    if any(_is_block(layout.to_canonical(key)) for key in keys):
+        candidates = [key for key in keys if not layout.is_beside(key)]
+    if known[best] * 2 <= len(candidates):
+        counts = ', '.join(f'{name} knows {n} of {len(keys)} keys' for name, n in known.items())
+        raise ValueError(f'no known Swin format: {counts}; first keys: {list(keys)[:3]}')
+    return best
 
 
 def find_format(name: str) -> Format:
@@ -337,48 +355,21 @@ def find_format(name: str) -> Format:
     return FORMATS[name]
 
 
-def _detect(keys: Collection[str]) -> tuple[Format, Layout]:
-    layouts = {name: entry.source_layout(keys) for name, entry in FORMATS.items()}
-    known = {name: count_known(layout.to_canonical, keys) for name, layout in layouts.items()}
-
-    def rank(name: str) -> tuple[int, bool]:
-        # mmdet has no Swin V2 of its own.
-        return known[name], (name, layouts[name].version) != ('mmdet', 2)
-
-    best = max(_BY_LIKELIHOOD, key=rank)
-    layout = layouts[best]
-    _check_unmixed(keys, FORMATS[best], layout)
-    candidates = list(keys)
-    if any(_is_block(layout.to_canonical(key)) for key in keys):
-        candidates = [key for key in keys if not layout.is_beside(key)]
-    if known[best] * 2 <= len(candidates):
-        raise ValueError(
-            'no known Swin format: '
-            + ', '.join(
-                f'{name} knows {count} of {len(keys)} keys' for name, count in known.items()
-            )
-            + f'; first keys: {list(keys)[:3]}'
-        )
-    return FORMATS[best], layout
-
-
 def _check_unmixed(keys: Collection[str], entry: Format, layout: Layout) -> None:
     """Raise ``ValueError`` if keys that ``layout`` does not know are blocks of another format."""
-    rest = [key for key in keys if layout.to_canonical(key) is None and not entry.ignores(key)]
-    known = {
-        name: [key for key in rest if FORMATS[name].to_canonical(key) is not None]
-        for name in _BY_LIKELIHOOD
-        if any(_is_block(FORMATS[name].to_canonical(key)) for key in rest)
-    }
-    known.pop(entry.name, None)
-    if not known:
-        return
-    other = max(known, key=lambda name: len(known[name]))
     own = [key for key in keys if layout.to_canonical(key) is not None]
-    raise ValueError(
-        f'keys of two formats are mixed: {len(own)} of {entry.name}, e.g. {own[0]}, and '
-        f'{len(known[other])} of {other}, e.g. {known[other][0]}'
-    )
+    rest = [key for key in keys if layout.to_canonical(key) is None and not entry.ignores(key)]
+    others = {}
+    for name in _BY_LIKELIHOOD:
+        names = {key: FORMATS[name].to_canonical(key) for key in rest}
+        if name != entry.name and any(map(_is_block, names.values())):
+            others[name] = [key for key, canonical in names.items() if canonical is not None]
+    if others:
+        other = max(others, key=lambda name: len(others[name]))
+        raise ValueError(
+            f'keys of two formats are mixed: {len(own)} of {entry.name}, e.g. {own[0]}, and '
+            f'{len(others[other])} of {other}, e.g. {others[other][0]}'
+        )
 
 
 def _is_block(canonical: str | None) -> bool:

@@ -1,7 +1,7 @@
 """``config.json`` of Hugging Face's transformers, made of an architecture and back."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -44,10 +44,11 @@ def make_config(
             f'transformers has one window size for all stages and this network has {windows}; '
             'resize with --window-size'
         )
+    floats = (value.dtype for value in state_dict.values() if value.is_floating_point())
     kept = dict(source or {})
     # Newer releases write the type of the numbers under this name, which wins.
     kept.pop('dtype', None)
-    if source is not None and config_windows(source, architecture.version) != windows:
+    if windows_in_config(kept, architecture.version)[0] != windows:
         kept.pop('image_size', None)
     config = {
         'layer_norm_eps': 1e-5,
@@ -66,23 +67,27 @@ def make_config(
         'mlp_ratio': architecture.mlp_ratio,
         'qkv_bias': kept.get('qkv_bias', architecture.qkv_bias),
         'use_absolute_embeddings': kept.get('use_absolute_embeddings', _POSITIONS in state_dict),
-        'torch_dtype': _dtype(state_dict),
+        'torch_dtype': str(next(floats, 'float32')).removeprefix('torch.'),
     }
     if architecture.version == 2:
         config['pretrained_window_sizes'] = list(architecture.foreign_scale or (0,) * len(windows))
-    head = _head(state_dict)
-    if architecture.version == 2 and head == 'Model' and not architecture.output_norms:
-        # The backbone of V2 alone has no norm behind its last stage.
+    stages = [f'stage{s}' for s in range(1, 5)]
+    stages = [name for name in stages if f'hidden_states_norms.{name}.weight' in state_dict]
+    classifier = state_dict.get('classifier.weight')
+    if classifier is not None:
+        head = 'ForImageClassification'
+    elif 'decoder.0.weight' in state_dict:
+        head = 'ForMaskedImageModeling'
+    # The backbone of V2 has no norms of stages, and alone none behind its last one.
+    elif stages or (architecture.version == 2 and not architecture.output_norms):
         head = 'Backbone'
+    else:
+        head = 'Model'
     config['architectures'] = [_CLASSES[architecture.version] + head]
-    stages = [s for s in range(1, 5) if f'hidden_states_norms.stage{s}.weight' in state_dict]
     for name in ('out_features', 'out_indices'):
         config.pop(name, None)
-    if stages:
-        config['out_features'] = [f'stage{stage}' for stage in stages]
-    elif config['architectures'] == ['Swinv2Backbone']:
-        config['out_features'] = (source or {}).get('out_features') or ['stage4']
-    classifier = state_dict.get('classifier.weight')
+    if head == 'Backbone':
+        config['out_features'] = stages or kept.get('out_features') or ['stage4']
     if classifier is not None and len(kept.get('id2label', ())) != len(classifier):
         for name in ('id2label', 'label2id'):
             config.pop(name, None)
@@ -124,28 +129,13 @@ def check_settings(config: Mapping[str, Any], canonical: Mapping[str, Tensor]) -
         )
 
 
-def config_pretrained(
-    config: Mapping[str, Any], windows: tuple[int, ...] | None
-) -> tuple[int, ...] | None:
-    """Windows in pre-training that a ``config.json`` of a Swin V2 tells of; None if none.
+def windows_in_config(
+    config: Mapping[str, Any], version: int
+) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+    """Windows in use and, of a Swin V2, in pre-training; None for what is not told.
 
     Args:
-        config: The settings.
-        windows: Windows in use, for which a 0 stands.
-    """
-    sizes = config.get('pretrained_window_sizes', [0, 0, 0, 0])
-    if windows is None or not isinstance(sizes, list) or len(sizes) != len(windows):
-        return None
-    if any(type(size) is not int or size < 0 for size in sizes):
-        return None
-    return tuple(size or window for size, window in zip(sizes, windows, strict=True))
-
-
-def config_windows(config: Mapping[str, Any], version: int = 1) -> tuple[int, ...] | None:
-    """Windows of the four stages that a ``config.json`` tells of; None if it does not.
-
-    Args:
-        config: The settings.
+        config: ``config.json`` of a Swin.
         version: Version of Swin, 1 or 2.
 
     Raises:
@@ -154,28 +144,17 @@ def config_windows(config: Mapping[str, Any], version: int = 1) -> tuple[int, ..
     kind = config.get('model_type')
     if kind is not None and kind not in {name.lower() for name in _CLASSES.values()}:
         raise CheckpointError(f'config.json is of a {kind!r}, not of a Swin')
-    window, size, patch = (config.get(k, d) for k, d in _WINDOW_SETTINGS)
+    settings = (('window_size', None), ('image_size', 224), ('patch_size', 4))
+    window, size, patch = (config.get(name, default) for name, default in settings)
     if not all(isinstance(value, int) and value > 0 for value in (window, size, patch)):
-        return None
+        return None, None
+    windows = (window,) * 4
     if version == 2:  # a window larger than its map shrinks
-        return tuple(min(window, max(size // patch >> stage, 1)) for stage in range(4))
-    return (window,) * 4
-
-
-_WINDOW_SETTINGS = (('window_size', None), ('image_size', 224), ('patch_size', 4))
-
-
-def _head(keys: Collection[str]) -> str:
-    """What follows the name of the architecture in the name of the class."""
-    if 'classifier.weight' in keys:
-        return 'ForImageClassification'
-    if 'decoder.0.weight' in keys:
-        return 'ForMaskedImageModeling'
-    if any(key.startswith('hidden_states_norms.') for key in keys):
-        return 'Backbone'
-    return 'Model'
-
-
-def _dtype(state_dict: Mapping[str, Tensor]) -> str:
-    kinds = [value.dtype for value in state_dict.values() if value.is_floating_point()]
-    return str(kinds[0]).removeprefix('torch.') if kinds else 'float32'
+        windows = tuple(min(window, max(size // patch >> stage, 1)) for stage in range(4))
+    sizes = config.get('pretrained_window_sizes', [0, 0, 0, 0])
+    if not isinstance(sizes, list) or len(sizes) != 4:
+        return windows, None
+    if any(type(size) is not int or size < 0 for size in sizes):
+        return windows, None
+    # 0 stands for the window in use.
+    return windows, tuple(size or window for size, window in zip(sizes, windows, strict=True))

@@ -1,17 +1,20 @@
 """What a checkpoint file is."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from ..text import MAX_LENGTH, printable
 from .architecture import Architecture
 from .building import build_line
 from .formats import AUTO, FORMATS
-from .network import read_network
-from .notes import licence_of, sha256
-from .text import MAX_LENGTH, printable
-from .transforms import BUFFERS
+from .layouts import BUFFERS
+from .network import Network, read_network
+from .notes import sha256
 
 # A file with a checksum that differs is not inspected but refused, with the name of the key.
 _CHECKED = {
@@ -38,10 +41,9 @@ class Inspection:
         sha256: Its SHA-256, hexadecimal.
         meta: What the file says about itself.
         licence: Licence note that comes with it or its format, or None.
-        others: What else it holds, e.g. 'optimizer', and parts of a model beside the backbone.
+        others: What else it holds, e.g. 'optimizer'.
         usage: The line of Python that builds its model, see :func:`build_line`.
-        checked: By which checksums it was found to be whole, see
-            :class:`~greenmim_mm.checkpoint.Checkpoint`.
+        checked: By which checksums it was found to be whole, see :class:`Checkpoint`.
     """
 
     path: Path
@@ -107,71 +109,53 @@ class Inspection:
 
 
 def inspect_checkpoint(path: str | Path, source: str = AUTO, trust: bool = False) -> Inspection:
-    """Find out what a checkpoint is.
-
-    Args:
-        path: ``.safetensors``, a file of ``torch.save``, or a folder of Hugging Face's.
-        source: Its format; 'auto' finds it out.
-        trust: Read a file that could run code, and let it.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        CheckpointError: If it is damaged, and then at which key, or no Swin.
-        ValueError: If the format is unknown.
-    """
+    """Find out what a checkpoint is; arguments and errors are those of :func:`read_network`."""
     network = read_network(path, source, trust)
     checkpoint, architecture = network.checkpoint, network.architecture
-    state_dict, canonical = checkpoint.state_dict, network.state_dict
+    state_dict = checkpoint.state_dict
     learned = {k: v for k, v in state_dict.items() if v.is_floating_point()}
-    total = sum(v.numel() for k, v in learned.items() if not _is_buffer(k))
-    inside = sum(
-        value.numel()
-        for key, value in canonical.items()
-        if key.startswith(('patch_embed.', 'stages.', 'norm')) and not _is_buffer(key)
-    )
+    backbone = ('patch_embed.', 'stages.', 'norm')
+    inside = _count({k: v for k, v in network.state_dict.items() if k.startswith(backbone)})
     dtypes = Counter(str(value.dtype).removeprefix('torch.') for value in learned.values())
-    parts = dict.fromkeys(_part(key) for key in state_dict)
-    file = checkpoint.weights_file
     return Inspection(
         path=checkpoint.path,
         format=network.source,
-        kind=_kind(canonical, list(parts), architecture),
+        kind=_kind(network),
         architecture=architecture,
         dtypes=tuple(name for name, _ in dtypes.most_common()),
         num_parameters=inside,
-        num_others=total - inside,
+        num_others=_count(learned) - inside,
         num_keys=len(state_dict),
-        size=file.stat().st_size,
-        sha256=sha256(file),
+        size=checkpoint.weights_file.stat().st_size,
+        sha256=sha256(checkpoint.weights_file),
         meta=checkpoint.meta,
-        licence=licence_of(checkpoint, network.source),
+        licence=network.licence,
         others=tuple(name for name in checkpoint.left_out if name != 'meta'),
         usage=build_line(architecture, network.source, path, state_dict, checkpoint.config),
         checked=checkpoint.checked,
     )
 
 
-def _kind(canonical, parts: list[str], architecture: Architecture) -> str:
-    if (head := canonical.get('head.fc.weight')) is not None:
+def _count(parameters: Mapping[str, Tensor]) -> int:
+    """How many numbers they have, without those of buffers."""
+    return sum(value.numel() for key, value in parameters.items() if not key.endswith(BUFFERS))
+
+
+def _kind(network: Network) -> str:
+    """What a network was made for."""
+    names = network.state_dict
+    if (head := names.get('head.fc.weight')) is not None:
         return f'classifier ({len(head)} classes)'
-    if any(key.startswith('neck.decoder.') for key in canonical) or 'mask_token' in canonical:
+    if any(name.startswith('neck.decoder.') for name in names) or 'mask_token' in names:
         return 'SimMIM pre-training'
-    if any(key.startswith('neck.') for key in canonical):
+    if any(name.startswith('neck.') for name in names):
         return 'GreenMIM pre-training'
-    if any(part in ('rpn_head', 'roi_head', 'bbox_head', 'proposal_generator') for part in parts):
-        return f'detector ({", ".join(part for part in parts if part)})'
-    if set(architecture.output_norms) - {3}:
+    parts = dict.fromkeys(key.split('.')[0] for key in network.checkpoint.state_dict)
+    if parts.keys() & {'rpn_head', 'roi_head', 'bbox_head', 'proposal_generator'}:
+        return f'detector ({", ".join(filter(None, parts))})'
+    if set(network.architecture.output_norms) - {3}:
         return 'backbone with norms for several outputs, as in a detector'
     return 'backbone alone'
-
-
-def _part(key: str) -> str:
-    """First part of a name."""
-    return key.split('.')[0]
-
-
-def _is_buffer(key: str) -> bool:
-    return key.endswith(BUFFERS)
 
 
 def _joined(values: tuple[int, ...]) -> str:

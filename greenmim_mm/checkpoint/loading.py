@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ..ops import table_window
+from .layouts import TABLE
 from .reading import CheckpointError, find_state_dict, read_checkpoint
-from .transforms import TABLE
 
 
 def load_backbone_state_dict(module: nn.Module, path: str | Path, prefix: str | None = None) -> str:
@@ -36,7 +36,7 @@ def load_backbone_state_dict(module: nn.Module, path: str | Path, prefix: str | 
     """
     state_dict = find_state_dict(read_checkpoint(fetch(path)), path)
     if prefix is None:
-        prefix = 'backbone.' if any(key.startswith('backbone.') for key in state_dict) else ''
+        prefix = 'backbone.' * any(key.startswith('backbone.') for key in state_dict)
     elif prefix and not prefix.endswith('.'):
         prefix += '.'
     state_dict = {
@@ -53,12 +53,11 @@ def load_backbone_state_dict(module: nn.Module, path: str | Path, prefix: str | 
     # SimMIM's token for hidden patches goes with its pre-training.
     unexpected = state_dict.keys() - own.keys() - output_norms - {'mask_token'}
     matched = own.keys() & state_dict.keys()
-    wrong = [
-        name
-        for name in sorted(matched - buffers)
-        if state_dict[name].shape != own[name].shape
-        and not _resizable(name, state_dict[name], own[name])
+    other_shape = [
+        name for name in sorted(matched - buffers) if state_dict[name].shape != own[name].shape
     ]
+    windows = {name: _windows(name, state_dict[name], own[name]) for name in other_shape}
+    wrong = [name for name in other_shape if windows[name] is None]
     # A head without prefix is no harm, another network is.
     if missing or wrong or (unexpected and prefix):
         problems = _problems(own, state_dict, missing, wrong, unexpected)
@@ -74,7 +73,9 @@ def load_backbone_state_dict(module: nn.Module, path: str | Path, prefix: str | 
         )
     module.load_state_dict({name: state_dict[name] for name in matched}, strict=False)
     report = f'loaded {len(matched)} of {len(own)} keys from {path}'
-    if resized := _resized(state_dict, own):
+    if windows:
+        counts = Counter(windows[name] for name in state_dict if name in windows)
+        resized = ', '.join(f'{count} from {how}' for how, count in counts.items())
         report += f'; bias tables resized: {resized}'
     if absent := sorted(own.keys() - state_dict.keys() - buffers):
         report += f'; not in the file, left as initialised: {absent}'
@@ -151,22 +152,14 @@ def _download(url: str, file: Path) -> None:
         raise OSError(f'checkpoint {url} could not be downloaded: {error}') from error
 
 
-def _resizable(name: str, table: Tensor, own: Tensor) -> bool:
-    """Whether a bias table differs from one's own in nothing but the window size."""
+def _windows(name: str, table: Tensor, own: Tensor) -> str | None:
+    """Of which windows a bias table and one's own are, if they differ in nothing else."""
     try:
-        return name.endswith(TABLE) and table_window(table) > 0 and table.shape[1:] == own.shape[1:]
-    except ValueError:
-        return False
-
-
-def _resized(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """How many bias tables of which windows were resized to which."""
-    counts = Counter(
-        f'window {table_window(value)} to {table_window(own[name])}'
-        for name, value in state_dict.items()
-        if name.endswith(TABLE) and name in own and value.shape != own[name].shape
-    )
-    return ', '.join(f'{count} from {how}' for how, count in counts.items())
+        if name.endswith(TABLE) and table.shape[1:] == own.shape[1:]:
+            return f'window {table_window(table)} to {table_window(own)}'
+    except ValueError:  # of no window
+        pass
+    return None
 
 
 def _swin_version(keys: Iterable[str]) -> int:

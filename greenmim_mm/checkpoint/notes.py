@@ -1,61 +1,23 @@
-"""The note of where a file is from, which is written with its parameters and read again.
+"""What a file says about itself: a hash, and a checksum for each tensor in the note beside them.
 
-The parameters of a Swin V2 are the same for every window, but offsets inside a window are scaled by
-that of pre-training. Where a file has no buffers, ``config.json`` or the note may tell; what nobody
-tells is never guessed in silence.
+Archives of ``torch.save`` have a CRC-32 for each of their records, safetensors has none; neither
+notices that records of two files were put together, or that a type or a shape was changed.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+import sys
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from ..version import __version__
-from .architecture import Architecture, check_window_size
-from .formats import FORMATS
-from .reading import Checkpoint
+import torch
+from torch import Tensor
 
-_WINDOWS, _PRETRAINED = 'window_sizes', 'pretrained_window_sizes'
-
-Windows = tuple[int, ...] | None
-
-
-def make_note(
-    checkpoint: Checkpoint, source: str, target: str, architecture: Architecture
-) -> dict[str, str]:
-    """What a file that is made of ``checkpoint`` says about itself.
-
-    Args:
-        checkpoint: The source.
-        source: Its format.
-        target: Format of the file.
-        architecture: The network in the file.
-    """
-    note = dict(
-        source_file=checkpoint.path.name,
-        source_sha256=sha256(checkpoint.weights_file),
-        source_format=source,
-        format=target,
-        greenmim_mm_version=__version__,
-    )
-    if licence := licence_of(checkpoint, source):
-        note['licence'] = licence
-    # Text, as safetensors takes nothing else.
-    if architecture.window_sizes is not None:
-        note[_WINDOWS] = _text(architecture.window_sizes)
-        if architecture.pretrained_window_sizes is not None:
-            note[_PRETRAINED] = _text(architecture.pretrained_window_sizes)
-    return note
-
-
-def windows_in_note(meta: Mapping[str, Any]) -> tuple[Windows, Windows]:
-    """Windows in use and windows of pre-training that a note tells; None for what it does not."""
-    return _windows(meta.get(_WINDOWS)), _windows(meta.get(_PRETRAINED))
-
-
-def licence_of(checkpoint: Checkpoint, source: str) -> str | None:
-    """Licence note of a checkpoint: its own, or the one that its format implies."""
-    return checkpoint.meta.get('licence') or FORMATS[source].licence
+# Where a file that is a bare dict of parameters, and config.json, keep the note.
+NOTE = 'greenmim_mm'
+# Its entry with the checksums.
+CHECKSUMS = 'tensor_crc32'
 
 
 def sha256(path: Path) -> str:
@@ -68,16 +30,47 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _text(sizes: Sequence[int]) -> str:
-    return ','.join(map(str, sizes))
+def make_checksums(state_dict: Mapping[str, Tensor]) -> str:
+    """Checksums of parameters by name, as JSON: a note may be of strings alone."""
+    return json.dumps({key: _checksum(value) for key, value in _dense(state_dict).items()})
 
 
-def _windows(text: Any) -> Windows:
-    """Windows in a note; None if there are none, or something else has this name."""
-    parts = str(text)[:100].split(',')
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        return None
+def find_changed(state_dict: Mapping[str, Tensor], checksums: str) -> str | None:
+    """The first parameter that is not as its checksum tells; None if all are.
+
+    Args:
+        state_dict: Parameters by name.
+        checksums: What :func:`make_checksums` gave for them.
+
+    Returns:
+        The name of one that differs, is lacking or has none, or that of the checksums themselves
+        if they cannot be read.
+    """
     try:
-        return check_window_size(tuple(map(int, parts)))
-    except ValueError:
-        return None
+        told = json.loads(checksums)
+    except (ValueError, TypeError, RecursionError):
+        told = None
+    if not isinstance(told, dict):
+        return CHECKSUMS
+    found = _dense(state_dict)
+    if strangers := [key for key in (*told, *found) if key not in found or key not in told]:
+        return strangers[0]
+    return next((key for key, value in found.items() if told[key] != _checksum(value)), None)
+
+
+def _checksum(tensor: Tensor) -> str:
+    """CRC-32 of type, shape and bytes (row by row, the lowest first), in 8 hexadecimal digits."""
+    shape = 'x'.join(map(str, tensor.shape))
+    crc = zlib.crc32(f'{str(tensor.dtype).removeprefix("torch.")} {shape}:'.encode())
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if flat.numel():
+        numbers = flat.view(torch.uint8).numpy()
+        if sys.byteorder == 'big':
+            numbers = numbers.reshape(-1, tensor.element_size())[:, ::-1].copy().reshape(-1)
+        crc = zlib.crc32(numbers, crc)
+    return f'{crc:08x}'
+
+
+def _dense(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sparse tensors have no bytes of their own."""
+    return {k: v for k, v in state_dict.items() if v.layout == torch.strided}

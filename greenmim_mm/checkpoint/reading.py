@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from .checksums import CHECKSUMS, find_changed
 from .containers import MAX_HEADER, DamageError, is_archive, read_torch_file
-from .unpickling import NOTE, OTHER_TENSORS, damaged_key
+from .notes import CHECKSUMS, NOTE, find_changed
+from .unpickling import OTHER_TENSORS, damaged_key
 
 # What a folder of Hugging Face's transformers holds.
 CONFIG_FILE, WEIGHTS_FILE = 'config.json', 'model.safetensors'
@@ -53,17 +53,6 @@ def read_checkpoint(path: str | Path, trust: bool = False, mmap: bool = False) -
             tensor in its note; the message names the key), or would run code; then it says which
             names it would call.
     """
-    content = _read_file(path, trust, mmap)
-    if (key := _changed_key(content, path)) is not None:
-        raise CheckpointError(
-            f'{path} is damaged: {key} (not what was written by its checksum); get the file again, '
-            f'or if it was changed on purpose, remove {CHECKSUMS} from its note'
-        )
-    return content
-
-
-def _read_file(path: str | Path, trust: bool, mmap: bool) -> dict[str, Any]:
-    """What a file holds, by the checksums of its container."""
     if '://' in str(path):
         raise FileNotFoundError(f'checkpoint {path} is a URL; download it and give the file')
     path = Path(path)
@@ -71,14 +60,26 @@ def _read_file(path: str | Path, trust: bool, mmap: bool) -> dict[str, Any]:
         raise FileNotFoundError(f'checkpoint {path} is a folder; give the file in it')
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
+    safetensors = path.suffix == '.safetensors'
+    content = _read_safetensors(path) if safetensors else _read_torch(path, trust, mmap)
+    _, parameters = _parameters(content)
+    note = next((note for note in _notes(content) if CHECKSUMS in note), {})
+    if note and isinstance(parameters, Mapping):
+        tensors = _named_tensors(parameters, path)
+        if (key := find_changed(tensors, note[CHECKSUMS])) is not None:
+            raise CheckpointError(
+                f'{path} is damaged: {key} (not what was written by its checksum); get the file '
+                f'again, or if it was changed on purpose, remove {CHECKSUMS} from its note'
+            )
+    return content
+
+
+def _read_torch(path: Path, trust: bool, mmap: bool) -> dict[str, Any]:
+    """What a file of ``torch.save`` holds, whole by the checksums of its archive."""
     refused: list[str] = []
     content = None
     try:
-        if path.suffix == '.safetensors':
-            return _read_safetensors(path)
         content = read_torch_file(path, refused, trust, mmap)
-    except CheckpointError:
-        raise
     except DamageError as error:
         raise CheckpointError(f'{path} is damaged, or is no checkpoint: {error}') from error
     # A damaged or crafted file can fail in any way.
@@ -86,26 +87,24 @@ def _read_file(path: str | Path, trust: bool, mmap: bool) -> dict[str, Any]:
         # A place before the beginning of a file is an invalid argument to the system.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
-        reason = _first_line(error)
         if isinstance(error, pickle.UnpicklingError):
             raise CheckpointError(
                 f'{path} is damaged, or holds what is no part of a checkpoint and could run code; '
-                f'it was not read: {reason}'
+                f'it was not read: {_first_line(error)}'
             ) from error
         if not refused:
-            raise CheckpointError(
-                f'{path} is truncated or is no checkpoint ({path.stat().st_size} bytes): {reason}'
-            ) from error
-    if refused and all(name in OTHER_TENSORS for name in refused):
-        raise CheckpointError(
-            f'{path} holds tensors that are kept in a way that is not read, as torch keeps 8-bit '
-            f'floats ({_listed(refused)}); save them as float32 where the file is from'
-        )
+            raise _no_checkpoint(path, _first_line(error)) from error
     if refused:
+        names = ', '.join(refused[:8]) + f' and {len(refused) - 8} more' * (len(refused) > 8)
+        if OTHER_TENSORS.issuperset(refused):
+            raise CheckpointError(
+                f'{path} holds tensors that are kept in a way that is not read, as torch keeps '
+                f'8-bit floats ({names}); save them as float32 where the file is from'
+            )
         raise CheckpointError(
             f'{path} holds what is no part of a checkpoint and could run code; it was not read. '
-            f'Reading it plainly would import and may call {_listed(refused)}. Only if you trust '
-            'whoever made it, read it with --trust'
+            f'Reading it plainly would import and may call {names}. Only if you trust whoever '
+            'made it, read it with --trust'
         )
     if not isinstance(content, dict):
         raise CheckpointError(f'{path} holds a {type(content).__name__}, not a checkpoint dict')
@@ -122,10 +121,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     with path.open('rb') as file:
         length = int.from_bytes(file.read(8), 'little')
     if size < 8 or length > min(size - 8, MAX_HEADER):
-        raise CheckpointError(
-            f'{path} is truncated or is no checkpoint: its safetensors header claims {length} '
-            f'bytes of {size}'
-        )
+        raise _no_checkpoint(path, f'its safetensors header claims {length} bytes of {size}')
     try:
         with safe_open(str(path), framework='pt') as file:
             meta = dict(file.metadata() or {})
@@ -134,27 +130,11 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             if name := meta.pop('checkpoint_format', None):
                 meta['format'] = name
             return dict(state_dict={key: file.get_tensor(key) for key in file.keys()}, meta=meta)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f'{path} is truncated or is no checkpoint ({size} bytes): {_first_line(error)}'
-        ) from error
-
-
-def _changed_key(content: Mapping[str, Any], path: str | Path) -> str | None:
-    """The first parameter that is not what a note says of it; None if all are, or it has none."""
-    parameters = _parameters(content)
-    for note in _notes(content, parameters):
-        if CHECKSUMS in note and isinstance(parameters, Mapping):
-            tensors = _named_tensors(parameters)
-            _check_sizes(tensors, path)
-            return find_changed(tensors, note[CHECKSUMS])
-    return None
-
-
-def _notes(content: Mapping[str, Any], parameters: Any) -> list[Mapping[str, Any]]:
-    """What a file says about itself: under 'meta', and beside parameters that are its dict."""
-    bare = vars(parameters).get(NOTE) if isinstance(parameters, OrderedDict) else None
-    return [note for note in (content.get('meta'), bare) if isinstance(note, Mapping)]
+    except OSError:
+        raise
+    # As of other files, a damaged header can lead to anything.
+    except Exception as error:
+        raise _no_checkpoint(path, _first_line(error)) from error
 
 
 def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -179,8 +159,9 @@ def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return read_checkpoint(weights), settings
 
 
-def _listed(names: list[str]) -> str:
-    return ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')
+def _no_checkpoint(path: Path, reason: str) -> CheckpointError:
+    size = path.stat().st_size
+    return CheckpointError(f'{path} is truncated or is no checkpoint ({size} bytes): {reason}')
 
 
 def _first_line(error: Exception) -> str:
@@ -224,16 +205,9 @@ def load_checkpoint(
     Args:
         path: The file, or a folder of Hugging Face's with ``config.json`` and
             ``model.safetensors``.
-        trust: See :func:`~greenmim_mm.checkpoint.read_checkpoint`: runs what the file names.
-        mmap: Map tensors from the file instead of copying them into memory.
+        trust: As of :func:`read_checkpoint`, whose errors are raised.
+        mmap: As of :func:`read_checkpoint`.
         key: Under which the file keeps the parameters, e.g. 'ema_state_dict'; None finds it.
-
-    Returns:
-        Parameters and what the file says about itself.
-
-    Raises:
-        FileNotFoundError: If there is no such file, or a folder lacks one of the two.
-        CheckpointError: If the file is damaged, is no checkpoint, or would run code.
     """
     path = Path(path)
     if path.is_dir():
@@ -241,21 +215,22 @@ def load_checkpoint(
     else:
         content, config = read_checkpoint(path, trust, mmap), None
     state_dict = find_state_dict(content, path, key)
-    inner = key or _parameters_key(content)
-    parameters = content if inner is None else content[inner]
+    found, _ = _parameters(content)
+    inner, parameters = _parameters(content, key)
     # Authors' trainers write their numbers beside the parameters, mmengine's under 'meta'.
-    meta = {key: content[key] for key in ('epoch', 'iter', 'step') if key in content}
-    notes = _notes(content, _parameters(content))
-    for said in (*notes, (config or {}).get(NOTE)):
+    meta = {name: content[name] for name in ('epoch', 'iter', 'step') if name in content}
+    for said in (*_notes(content), (config or {}).get(NOTE)):
         if isinstance(said, Mapping):
-            meta.update((str(key), value) for key, value in said.items())
+            meta.update((str(name), value) for name, value in said.items())
     checked = None
-    if meta.pop(CHECKSUMS, None) and inner == _parameters_key(content):
+    if meta.pop(CHECKSUMS, None) and inner == found:
         checked = 'tensors'
     elif config is None and is_archive(path):
         checked = 'records'
     left_out = tuple(
-        str(key) for key, value in content.items() if key != inner and not isinstance(value, Tensor)
+        str(name)
+        for name, value in content.items()
+        if name != inner and not isinstance(value, Tensor)
     )
     plain = {k: v for k, v in meta.items() if isinstance(v, (str, int, float))}
     skipped = tuple(
@@ -286,10 +261,13 @@ def find_state_dict(
         raise CheckpointError(
             f'{path} has no {key!r}; it has the keys {list(map(str, checkpoint))[:8]}'
         )
-    key = key or _parameters_key(checkpoint)
-    inner = checkpoint if key is None else checkpoint[key]
-    tensors = _named_tensors(inner) if isinstance(inner, Mapping) else {}
-    others = [name for name, value in checkpoint.items() if _holds_tensors(value)]
+    _, inner = _parameters(checkpoint, key)
+    tensors = _named_tensors(inner, path) if isinstance(inner, Mapping) else {}
+    others = [
+        name
+        for name, value in checkpoint.items()
+        if isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values())
+    ]
     if not tensors and others:
         raise CheckpointError(
             f'{path} keeps parameters under {others[:5]}; say which ones with --key {others[0]}'
@@ -299,7 +277,6 @@ def find_state_dict(
             f'{path} holds no parameters: found the keys {list(checkpoint)[:5]}, but neither '
             "'state_dict' nor 'model' with tensors"
         )
-    _check_sizes(tensors, path)
     # mmengine counts the steps of its averages among their parameters.
     named = {name: value for name, value in tensors.items() if name != 'steps'}
     while named and (
@@ -309,15 +286,25 @@ def find_state_dict(
     return tensors
 
 
-def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values())
+def _parameters(content: Mapping[str, Any], key: str | None = None) -> tuple[str | None, Any]:
+    """Under which key a file keeps its parameters, and them; None if it is itself their dict."""
+    key = key or next((key for key in ('state_dict', 'model') if key in content), None)
+    return key, content if key is None else content[key]
 
 
-def _named_tensors(parameters: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {k: v for k, v in parameters.items() if isinstance(k, str) and isinstance(v, Tensor)}
+def _notes(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a file says about itself: under 'meta', and beside parameters that are its dict."""
+    _, parameters = _parameters(content)
+    bare = vars(parameters).get(NOTE) if isinstance(parameters, OrderedDict) else None
+    return [note for note in (content.get('meta'), bare) if isinstance(note, Mapping)]
 
 
-def _check_sizes(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+def _named_tensors(parameters: Mapping[Any, Any], path: str | Path) -> dict[str, Tensor]:
+    tensors = {
+        name: value
+        for name, value in parameters.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
     for name, value in tensors.items():
         # A few bytes can pose as a tensor of any size, which the first copy would make real.
         if value.layout == torch.strided and (
@@ -326,13 +313,4 @@ def _check_sizes(tensors: Mapping[str, Tensor], path: str | Path) -> None:
             raise CheckpointError(
                 f'{path}: {name} claims {value.numel()} values, the file has fewer for it'
             )
-
-
-def _parameters(checkpoint: Mapping[str, Any]) -> Any:
-    key = _parameters_key(checkpoint)
-    return checkpoint if key is None else checkpoint[key]
-
-
-def _parameters_key(checkpoint: Mapping[str, Any]) -> str | None:
-    """Under which key a checkpoint keeps its parameters; None if it is itself their dict."""
-    return next((key for key in ('state_dict', 'model') if key in checkpoint), None)
+    return tensors

@@ -1,25 +1,25 @@
 """Spell: a network becomes parameters under the names of a format, with an account of every key."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .architecture import Architecture, check_finite
+from ..ops import coords_windows, log_spaced_offsets, relative_position_index
+from ..text import printable
+from .architecture import check_finite
 from .formats import find_format
-from .naming import Layout
-from .network import COMPUTED, UNKNOWN, Network
+from .layouts import BUFFERS, COORDS, INDEX, Entry, Layout
+from .network import COMPUTED, UNKNOWN, Network, stage_of
 from .reading import CheckpointError
-from .resizing import with_buffers
-from .text import printable
-from .transforms import BUFFERS, COORDS, INDEX, Entry
 
 DTYPES = {'fp16': torch.float16, 'bf16': torch.bfloat16, 'fp32': torch.float32}
 
-# Why a canonical name may have no place, and whether that changes the network.
-_NO_PLACE = (
+# What a canonical name may have no place for, and whether that makes another network.
+_PARTS = (
     (re.compile(rf'.*\.({"|".join(BUFFERS)})'), COMPUTED, False),
     (re.compile(r'mask_token|neck\.decoder\..*'), 'SimMIM pre-training part', False),
     (re.compile(r'neck\..*'), 'pre-training decoder', False),
@@ -107,13 +107,10 @@ class ConversionReport:
         return '\n'.join(printable(line, 1000) for line in lines)
 
 
-@dataclass(frozen=True)
-class Spelling:
-    """Parameters under the names of a format.
+class Spelling(NamedTuple):
+    """Parameters under the names of a format, and what became of each key of the source.
 
-    Attributes:
-        state_dict: The parameters; values share memory with the network's where unchanged.
-        report: What became of each key of the source.
+    Values share memory with the network's where unchanged.
     """
 
     state_dict: dict[str, Tensor]
@@ -126,9 +123,8 @@ def spell(network: Network, target: str) -> Spelling:
     Raises:
         ValueError: If the format is unknown or has no such version of Swin.
     """
-    architecture = network.architecture
-    layout = find_format(target).target_layout(network.entries, architecture.version)
-    entries = with_buffers(network.entries, architecture, _buffers_of(layout))
+    layout = find_format(target).target_layout(network.entries, network.architecture.version)
+    entries = {**network.entries, **dict(_new_buffers(network, layout))}
     for transform in layout.transforms:
         entries = transform.writing(entries)
     state_dict: dict[str, Tensor] = {}
@@ -139,7 +135,8 @@ def spell(network: Network, target: str) -> Spelling:
     for name, entry in entries.items():
         key = layout.from_canonical(name)
         if key is None:
-            reason, is_lost = _no_place(name, target)
+            part, is_lost = _part(name)
+            reason = part if part == COMPUTED else f'{part} has no place in {target}'
             dropped.update(dict.fromkeys(entry.sources, reason))
             lost += entry.sources if is_lost else ()
             continue
@@ -158,11 +155,11 @@ def spell(network: Network, target: str) -> Spelling:
         },
         dropped=dropped,
         added=added,
-        missing=_missing(entries, layout, architecture),
+        missing=_missing(entries, layout, network),
         lost=lost,
         source=network.source,
         target=target,
-        version=architecture.version,
+        version=network.architecture.version,
         left_out=network.checkpoint.left_out,
         notes=_notes(network),
     )
@@ -197,53 +194,86 @@ def cast(state_dict: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tenso
     return result
 
 
-def _buffers_of(layout: Layout) -> list[str]:
-    """Buffers that models of the target keep in a state dict."""
-    block = 'stages.0.blocks.0.attn.w_msa.'
-    return [leaf for leaf in (INDEX, COORDS) if layout.from_canonical(block + leaf) is not None]
+def _buffers_of(network: Network, layout: Layout) -> Iterator[tuple[str, str]]:
+    """Canonical name and leaf of each buffer that models of the target keep in a state dict."""
+    for name in network.entries:
+        if name.endswith('.attn.w_msa.proj.weight'):
+            for leaf in (INDEX, COORDS):
+                buffer = name.removesuffix('proj.weight') + leaf
+                if layout.from_canonical(buffer) is not None:
+                    yield buffer, leaf
 
 
-def _no_place(name: str, target: str) -> tuple[str, bool]:
-    part, lost = next((text, lost) for pattern, text, lost in _NO_PLACE if pattern.fullmatch(name))
-    return (part if part == COMPUTED else f'{part} has no place in {target}'), lost
+def _new_buffers(network: Network, layout: Layout) -> Iterator[tuple[str, Entry]]:
+    """Buffers that the network has not, or not right, as far as its windows are known.
+
+    Those of the file are kept where they are right, to the last bit. New ones have no source.
+    """
+    windows = network.architecture.window_sizes
+    if windows is None:
+        return
+    scales = network.architecture.pretrained_window_sizes or (None,) * len(windows)
+    for name, leaf in _buffers_of(network, layout):
+        window, scale = windows[stage_of(name)], scales[stage_of(name)]
+        known = network.entries.get(name)
+        if known is not None and _is_right(known.value, leaf, window, scale):
+            continue
+        value, how = _buffer(leaf, window, scale)
+        yield name, Entry(value, {}, (how,)) if known is None else known.changed(value, how)
 
 
-def _missing(
-    entries: Mapping[str, Entry], layout: Layout, architecture: Architecture
-) -> dict[str, str]:
+def _is_right(value: Tensor, leaf: str, window: int, scale: int | None) -> bool:
+    """Whether a buffer of a file is that of the windows."""
+    if leaf == INDEX:
+        right = relative_position_index(window)
+        return value.shape == right.shape and bool((value == right).all())
+    # In files of half precision offsets have been rounded.
+    return value.dtype == torch.float32 and coords_windows(value) == (window, scale)
+
+
+def _buffer(leaf: str, window: int, scale: int | None) -> tuple[Tensor, str]:
+    how = f'buffer of window {window}'
+    if leaf == INDEX:
+        return relative_position_index(window), how
+    if scale is None:
+        how += ', which pre-training is taken to have had, too'
+    elif scale != window:
+        how += f', pre-trained with {scale}'
+    return log_spaced_offsets(window, scale or window), how
+
+
+def _part(name: str) -> tuple[str, bool]:
+    """What has this canonical name, and whether the network is another one without it."""
+    return next((text, lost) for pattern, text, lost in _PARTS if pattern.fullmatch(name))
+
+
+def _missing(entries: Mapping[str, Entry], layout: Layout, network: Network) -> dict[str, str]:
     """What a model of the target has beyond the entries."""
     missing = {}
-    if architecture.window_sizes is None:
-        for name in entries:
-            if name.endswith('.attn.w_msa.proj.weight'):
-                for leaf in _buffers_of(layout):
-                    key = layout.from_canonical(name.removesuffix('proj.weight') + leaf)
-                    missing[key] = 'buffer of the window, which Swin V2 does not tell'
+    if network.architecture.window_sizes is None:
+        for name, _ in _buffers_of(network, layout):
+            why = 'buffer of the window, which Swin V2 does not tell'
+            missing[layout.from_canonical(name)] = why
     for template in layout.model_has:
         for leaf in ('weight', 'bias'):
             name = template.format(p=leaf)
             if name not in entries:
-                part = next(text for pattern, text, _ in _NO_PLACE if pattern.fullmatch(name))
-                missing[layout.from_canonical(name)] = (
-                    f'{part} is not in the source; a model keeps its initial values'
-                )
+                why = f'{_part(name)[0]} is not in the source; a model keeps its initial values'
+                missing[layout.from_canonical(name)] = why
     return missing
 
 
 def _notes(network: Network) -> list[str]:
+    """What else is to be known of a conversion."""
     notes = []
     if 'ema_state_dict' in network.checkpoint.left_out:
         notes.append('the file has averaged weights, too; --key ema_state_dict takes them')
     windows = network.architecture.window_sizes
-    if network.architecture.scale_is_known:
-        return notes
-    if windows is None:
-        return [
-            *notes,
-            'the source does not tell the windows of this Swin V2, and the result does not either',
-        ]
-    return [
-        *notes,
-        'the source does not tell the windows of its pre-training, by which Swin V2 scales '
-        f'offsets; they are taken to be those in use, {windows}',
-    ]
+    if not network.architecture.scale_is_known:
+        notes.append(
+            'the source does not tell the windows of this Swin V2, and the result does not either'
+            if windows is None
+            else 'the source does not tell the windows of its pre-training, by which Swin V2 '
+            f'scales offsets; they are taken to be those in use, {windows}'
+        )
+    return notes

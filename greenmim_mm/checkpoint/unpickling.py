@@ -16,8 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-# Where a file that is a bare dict of parameters, and config.json, keep a note of where it is from.
-NOTE = 'greenmim_mm'
+from .notes import NOTE
 
 # A Swin-L with its optimizer, schedules and logs has some 50,000 steps and 5,000 calls.
 _MAX_STEPS, _MAX_CALLS = 1_000_000, 200_000

@@ -21,12 +21,11 @@ from ..fileio import (
     check_space,
     plain_rights,
 )
-from .checksums import CHECKSUMS, make_checksums
 from .formats import FORMATS, find_format
 from .huggingface import make_config
 from .network import network_of
+from .notes import CHECKSUMS, NOTE, make_checksums
 from .reading import CONFIG_FILE, WEIGHTS_FILE
-from .unpickling import NOTE
 
 TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
 SAFETENSORS_SUFFIX = '.safetensors'
@@ -35,13 +34,7 @@ _WRITE_ERRORS = ('write', 'os error', 'iostream', 'inline_container')
 
 
 def check_target(path: str | Path, target: str, force: bool = False) -> None:
-    """Raise unless a checkpoint of a format can be written to ``path``.
-
-    Raises:
-        ValueError: If the format is unknown or cannot be written under the path's suffix.
-        FileExistsError: If the path is taken and ``force`` is not given.
-        FileNotFoundError: If its folder does not exist.
-    """
+    """Raise unless a checkpoint of a format can be written to ``path``; see save_checkpoint."""
     path = Path(path)
     find_format(target)
     suffixes = (*TORCH_SUFFIXES, SAFETENSORS_SUFFIX)
@@ -80,22 +73,13 @@ def writing(
     path = Path(path)
     check_target(path, target, force)
     check_space(path, sum(value.numel() * value.element_size() for value in state_dict.values()))
-    checked = {**note, CHECKSUMS: make_checksums(state_dict)}
     if target == 'huggingface':
-        with atomic_folder(path, force, _check_replaced) as temporary:
-            _write_folder(state_dict, {**(config or {}), NOTE: dict(note)}, checked, temporary)
-            yield temporary
-        return
-    with atomic_path(path, force) as temporary:
-        if path.suffix == SAFETENSORS_SUFFIX:
-            _write_safetensors(state_dict, temporary, checked)
-        elif wrapper := FORMATS[target].wrapper:
-            _write_torch({'meta': checked, wrapper: dict(state_dict)}, temporary)
-        else:
-            # Such files are the dict itself; an attribute is all that can be added to it.
-            bare = OrderedDict(state_dict)
-            setattr(bare, NOTE, checked)
-            _write_torch(bare, temporary)
+        place = atomic_folder(path, force, _check_replaced)
+    else:
+        place = atomic_path(path, force)
+    with place as temporary:
+        with _os_errors(path):
+            _write(state_dict, temporary, target, note, config)
         yield temporary
 
 
@@ -138,39 +122,43 @@ def _check_replaced(path: Path) -> None:
         raise FileExistsError(f'{path} holds other things, e.g. {foreign[0]}; name a new folder')
 
 
-def _write_torch(content: Mapping[str, Any], path: Path) -> None:
-    """``torch.save``, with an ``OSError`` if it fails for want of space or permission."""
-    with _os_errors(path):
-        torch.save(content, path)
+def _write(
+    state_dict: Mapping[str, Tensor],
+    path: Path,
+    target: str,
+    note: Mapping[str, Any],
+    config: Mapping[str, Any] | None,
+) -> None:
+    checked = {**note, CHECKSUMS: make_checksums(state_dict)}
+    if target == 'huggingface':
+        weights, settings = path / WEIGHTS_FILE, {**(config or {}), NOTE: dict(note)}
+        _write_safetensors(state_dict, weights, checked)
+        # safetensors makes files that their owner alone may read.
+        os.chmod(weights, plain_rights())
+        (path / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + '\n', 'utf-8')
+    elif path.suffix == SAFETENSORS_SUFFIX:
+        _write_safetensors(state_dict, path, checked)
+    elif wrapper := FORMATS[target].wrapper:
+        torch.save({'meta': checked, wrapper: dict(state_dict)}, path)
+    else:
+        # Such files are the dict itself; an attribute is all that can be added to it.
+        bare = OrderedDict(state_dict)
+        setattr(bare, NOTE, checked)
+        torch.save(bare, path)
 
 
 def _write_safetensors(
-    state_dict: Mapping[str, Tensor], path: Path, meta: Mapping[str, Any]
+    state_dict: Mapping[str, Tensor], path: Path, note: Mapping[str, Any]
 ) -> None:
     """Write ``.safetensors``; its metadata are strings.
 
     The key ``format`` is taken: it names the framework, and Hugging Face's loaders insist on it.
     A format of ours stands under ``checkpoint_format``.
     """
-    strings = {
-        'checkpoint_format' if key == 'format' else key: (
-            value if isinstance(value, str) else json.dumps(value)
-        )
-        for key, value in meta.items()
-    }
-    with _os_errors(path):
-        save_file(_separate(state_dict), path, {**strings, 'format': 'pt'})
-
-
-def _write_folder(
-    state_dict: Mapping[str, Tensor], config: Mapping[str, Any], meta: Mapping[str, Any], path: Path
-) -> None:
-    """Fill a folder with the two files that Hugging Face's ``from_pretrained`` takes."""
-    _write_safetensors(state_dict, path / WEIGHTS_FILE, meta)
-    with _os_errors(path):
-        (path / CONFIG_FILE).write_text(json.dumps(dict(config), indent=2) + '\n', 'utf-8')
-    # safetensors makes files that their owner alone may read.
-    os.chmod(path / WEIGHTS_FILE, plain_rights())
+    strings = {k: v if isinstance(v, str) else json.dumps(v) for k, v in note.items()}
+    if 'format' in strings:
+        strings['checkpoint_format'] = strings['format']
+    save_file(_separate(state_dict), path, {**strings, 'format': 'pt'})
 
 
 def _separate(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,8 +19,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..checkpoint import FORMATS, FileConversion, convert_file, inspect_checkpoint
-from ..checkpoint.text import printable
 from ..fileio import atomic_path, check_apart, check_destination
+from ..text import printable
 from ..verification import VerificationError, verify_network
 from .errors import Parser, UserError, ended_by_signals, errors_in_one_line
 

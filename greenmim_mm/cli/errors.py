@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NoReturn
 
+from ..text import printable
+
 EXIT_REFUSED, EXIT_INTERRUPTED = 2, 130
 
 
@@ -70,11 +72,9 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def one_line(text: object, limit: int = 2000) -> str:
-    """Text fit for a terminal: one line, cut at ``limit``, without control characters."""
+    """What a message says, in one line that is fit for a terminal."""
     text = str(text).strip()
     if text.startswith('Caught ') and '\n' in text:
         # A worker's error arrives with its traceback; the last line is for people.
         text = re.sub(r'^[\w.]+: ', '', text.rpartition('\n')[2])
-    text = ' '.join(text.split())
-    text = text if len(text) <= limit else f'{text[:limit]} ...'
-    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+    return printable(text, limit)

@@ -7,26 +7,6 @@ from typing import Any
 from .errors import Parser
 
 
-class ConfigOptions(argparse.Action):
-    """mmengine's ``DictAction``, imported when the option is used: ``--help`` needs no torch."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Sequence[str],
-        option_string: str | None = None,
-    ) -> None:
-        """Add ``KEY=VALUE`` pairs to those of the option's earlier uses."""
-        from mmengine.config import DictAction
-
-        if bare := [value for value in values if '=' not in value]:
-            parser.error(f'{option_string} {bare[0]!r}: give KEY=VALUE')
-        options: dict[str, Any] = dict(getattr(namespace, self.dest) or {})
-        DictAction(self.option_strings, self.dest)(parser, namespace, values, option_string)
-        setattr(namespace, self.dest, options | getattr(namespace, self.dest))
-
-
 class Pairs(argparse.Action):
     """``KEY=VALUE`` pairs as they are, of all uses of the option."""
 
@@ -40,7 +20,26 @@ class Pairs(argparse.Action):
         """Add pairs to those of the option's earlier uses."""
         if bare := [value for value in values if '=' not in value]:
             parser.error(f'{option_string} {bare[0]!r}: give KEY=VALUE')
-        setattr(namespace, self.dest, (*getattr(namespace, self.dest, ()), *values))
+        setattr(namespace, self.dest, self.joined(getattr(namespace, self.dest, None), values))
+
+    def joined(self, earlier: Any, values: Sequence[str]) -> Any:
+        """What the option holds after one more use."""
+        return (*(earlier or ()), *values)
+
+
+class ConfigOptions(Pairs):
+    """The dict that mmengine's ``DictAction`` makes of such pairs.
+
+    It is imported when the option is used: ``--help`` needs no torch.
+    """
+
+    def joined(self, earlier: dict[str, Any] | None, values: Sequence[str]) -> dict[str, Any]:
+        """What the option holds after one more use."""
+        from mmengine.config import DictAction
+
+        found = argparse.Namespace()
+        DictAction(self.option_strings, self.dest)(None, found, values)
+        return {**(earlier or {}), **getattr(found, self.dest)}
 
 
 def positive(text: str) -> int:

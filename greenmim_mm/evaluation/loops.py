@@ -17,6 +17,8 @@ from .knn import knn_scores
 class _NearestNeighbours:
     """What both loops add to mmengine's: features instead of the model's own predictions."""
 
+    mode: str
+
     def __init__(
         self, *args, bank_dataloader: dict, k: int = 20, temperature: float = 0.07, **kwargs
     ) -> None:
@@ -54,6 +56,15 @@ class _NearestNeighbours:
         features = features[-1] if isinstance(features, (tuple, list)) else features
         return features.flatten(2).mean(2) if features.ndim == 4 else features, data['data_samples']
 
+    def run_iter(self, idx: int, data_batch: Any) -> None:
+        """Classify a batch."""
+        self.runner.call_hook(f'before_{self.mode}_iter', batch_idx=idx, data_batch=data_batch)
+        outputs = self.predict(data_batch)
+        self.evaluator.process(data_samples=outputs, data_batch=data_batch)
+        self.runner.call_hook(
+            f'after_{self.mode}_iter', batch_idx=idx, data_batch=data_batch, outputs=outputs
+        )
+
     def predict(self, batch: Any) -> Sequence:
         """Samples of a batch with ``pred_score``, shares of the votes, and ``pred_label``."""
         features, samples = self._features(batch)
@@ -90,28 +101,14 @@ class KNNTestLoop(_NearestNeighbours, TestLoop):
         >>> test_evaluator = dict(type='Accuracy', topk=(1, 5))
     """
 
-    def run_iter(self, idx: int, data_batch: Any) -> None:
-        """Classify a batch."""
-        self.runner.call_hook('before_test_iter', batch_idx=idx, data_batch=data_batch)
-        outputs = self.predict(data_batch)
-        self.evaluator.process(data_samples=outputs, data_batch=data_batch)
-        self.runner.call_hook(
-            'after_test_iter', batch_idx=idx, data_batch=data_batch, outputs=outputs
-        )
+    mode = 'test'
 
 
 @LOOPS.register_module()
 class KNNValLoop(_NearestNeighbours, ValLoop):
     """:class:`KNNTestLoop` between the epochs of a training, also of a pre-training."""
 
-    def run_iter(self, idx: int, data_batch: Any) -> None:
-        """Classify a batch."""
-        self.runner.call_hook('before_val_iter', batch_idx=idx, data_batch=data_batch)
-        outputs = self.predict(data_batch)
-        self.evaluator.process(data_samples=outputs, data_batch=data_batch)
-        self.runner.call_hook(
-            'after_val_iter', batch_idx=idx, data_batch=data_batch, outputs=outputs
-        )
+    mode = 'val'
 
 
 def _gathered(local: Tensor, size: int) -> Tensor:

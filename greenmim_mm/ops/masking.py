@@ -130,10 +130,11 @@ def as_unit_mask(
             )
         return mask
     num_units = rows * columns
-    if isinstance(mask, torch.Tensor):
-        mask = mask.detach().cpu().numpy()
+    if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
+        # Inside transforms of torch.func nothing has a numpy(), not even what they do not touch.
+        mask = np.array(mask.tolist(), dtype=np.bool_).reshape(mask.shape)
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        found = f'{mask.dtype}' if isinstance(mask, np.ndarray) else type(mask).__name__
+        found = getattr(mask, 'dtype', type(mask).__name__)
         raise TypeError(
             f'mask must be a bool tensor with True = masked, not {found}; convert it, e.g. '
             'mask.bool()'

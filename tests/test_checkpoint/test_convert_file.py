@@ -23,7 +23,7 @@ from greenmim_mm.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from greenmim_mm.checkpoint.checksums import CHECKSUMS, make_checksums
+from greenmim_mm.checkpoint.notes import CHECKSUMS, make_checksums
 from greenmim_mm.verification import verify_network
 from greenmim_mm.version import __version__
 

@@ -22,7 +22,7 @@ from greenmim_mm.checkpoint import (
     load_checkpoint,
     read_checkpoint,
 )
-from greenmim_mm.checkpoint.checksums import CHECKSUMS
+from greenmim_mm.checkpoint.notes import CHECKSUMS
 
 OURS = [
     ('x.pth', 'mmdet'), ('x.pth', 'torchvision'), ('x.safetensors', 'timm'), ('hf', 'huggingface'),

@@ -17,7 +17,7 @@ from greenmim_mm.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from greenmim_mm.checkpoint.text import printable
+from greenmim_mm.text import printable
 from greenmim_mm.verification import verify_network
 
 

@@ -17,10 +17,15 @@ def make(name: str, **kwargs) -> GreenSwin:
     """A network in eval mode whose every parameter is random."""
     torch.manual_seed(0)
     model = MODELS[name](ARCH, window_size=7, pad_small_map=True, drop_path_rate=0.0, **kwargs)
+    return randomised(model).eval()
+
+
+def randomised(model: torch.nn.Module) -> torch.nn.Module:
+    """No parameter is left at zero or one."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model.eval()
+    return model
 
 
 def images(batch: int = 2) -> torch.Tensor:

@@ -7,7 +7,7 @@ import copy
 
 import pytest
 import torch
-from mini_swins import ARCH, make, run
+from mini_swins import ARCH, images, make, run
 from torch import nn
 from torch.nn.utils import parametrize, prune, weight_norm
 
@@ -43,15 +43,37 @@ def test_hooks_fire_on_every_leaf(name, use):
 @both
 @uses
 def test_what_a_hook_changes_is_seen(name, use):
-    """Every leaf with parameters decides about the output."""
-    for key in leaves(make(name)):
-        model = make(name)
-        module = model.get_submodule(key)
-        if not list(module.parameters()):
-            continue
-        before = run(model, use)
-        module.register_forward_hook(lambda module, args, out: out + 1 + out.square())
+    """Every leaf decides about the output, those without parameters as well."""
+    model = make(name).train()
+    before = run(model, use)
+    for key, module in leaves(model).items():
+        handle = module.register_forward_hook(lambda module, args, out: out + 1 + out.square())
         assert not torch.allclose(run(model, use), before, atol=1e-4), key
+        handle.remove()
+    torch.testing.assert_close(run(model, use), before, rtol=0, atol=0)
+
+
+@both
+@uses
+def test_what_a_backward_hook_changes_is_seen(name, use):
+    """Every leaf that hands a gradient back decides about the gradients of what lies below it."""
+    model = make(name).train()
+    x = images().requires_grad_()
+    wanted = [x, *model.parameters()]
+
+    def gradients():
+        return torch.autograd.grad(run(model, use, x).square().sum(), wanted)
+
+    before = gradients()
+    for key, module in leaves(model).items():
+        if key.endswith('cpb_mlp.0'):  # its input is a buffer
+            continue
+        handle = module.register_full_backward_hook(
+            lambda module, inputs, outputs: tuple(2 * grad for grad in inputs)
+        )
+        after = gradients()
+        handle.remove()
+        assert any((a - b).norm() > 0.1 * b.norm() for a, b in zip(after, before, strict=True)), key
 
 
 @both
@@ -112,7 +134,8 @@ def test_a_layer_of_ones_own(name, use):
 
 
 @both
-def test_peft(name):
+@uses
+def test_peft(name, use):
     from peft import LoraConfig, get_peft_model
 
     targets = ['qkv', 'proj', 'layers.0.0', 'layers.1']
@@ -123,17 +146,19 @@ def test_peft(name):
     lora = {key: p for key, p in model.named_parameters() if 'lora_' in key}
     blocks = sum(plain.depths)
     assert len(lora) == 2 * 4 * blocks
-    out = run(model, 'dense')
+    out = run(model, use)
     out.square().sum().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in lora.values())
-    assert not torch.allclose(out, run(plain, 'dense'), atol=1e-3)
+    assert not torch.allclose(out, run(plain, use), atol=1e-3)
     merged = model.merge_and_unload()
-    torch.testing.assert_close(run(merged, 'dense'), out, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(run(merged, use), out, rtol=1e-3, atol=1e-4)
 
 
 @both
-def test_lora_of_mmpretrain(name):
+@uses
+def test_lora_of_mmpretrain(name, use):
     from mmpretrain.models import LoRAModel
+    from mmpretrain.models.peft.lora import LoRALinear
 
     plain = make(name)
     targets = [
@@ -157,10 +182,16 @@ def test_lora_of_mmpretrain(name):
     with torch.no_grad():
         for parameter in lora.values():  # the second matrix starts at zero
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    out = run(model.module, 'dense')
+    out = run(model.module, use)
     out.square().sum().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in lora.values())
-    assert not torch.allclose(out, run(plain, 'dense'), atol=1e-3)
+    assert not torch.allclose(out, run(plain, use), atol=1e-3)
+    # It has no function that merges.
+    for key, layer in model.module.named_modules():
+        if isinstance(layer, LoRALinear):
+            product = layer.lora_up.weight @ layer.lora_down.weight
+            plain.get_submodule(key).weight.data += layer.scaling * product.detach()
+    torch.testing.assert_close(run(plain, use), out, rtol=1e-3, atol=1e-4)
 
 
 def every_linear(model, change):
@@ -181,20 +212,18 @@ CHANGES = {
 }
 
 
+def stock_swin():
+    from mmdet.models.backbones import SwinTransformer
+
+    model = SwinTransformer(**ARCH, out_indices=(3,), drop_path_rate=0.0)
+    model.eval()  # returns nothing
+    return model
+
+
 @pytest.mark.parametrize('change', CHANGES)
 def test_reparametrised_as_mmdets_swin(change):
     """Values and gradients are those of the stock network after the same change."""
-    from mmdet.models.backbones import SwinTransformer
-
-    ours = make('v1')
-    stock = SwinTransformer(
-        embed_dims=32,
-        depths=(2, 2, 2, 2),
-        num_heads=(1, 2, 4, 8),
-        out_indices=(3,),
-        drop_path_rate=0.0,
-    )
-    stock.eval()
+    ours, stock = make('v1'), stock_swin()
     stock.load_state_dict(ours.state_dict(), strict=True)
     outs = []
     for model in (ours, stock):
@@ -209,12 +238,13 @@ def test_reparametrised_as_mmdets_swin(change):
 
 
 @both
+@uses
 @pytest.mark.parametrize('change', CHANGES)
-def test_reparametrised_in_the_masked_use(name, change):
-    """As a network that was given the changed weights."""
+def test_reparametrised(name, use, change):
+    """As a network that was given the changed weights; a step of training moves them."""
     model = make(name)
     every_linear(model, CHANGES[change])
-    out = run(model, 'masked')
+    out = run(model, use)
     out.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     plain = make(name)
@@ -223,19 +253,36 @@ def test_reparametrised_in_the_masked_use(name, change):
         if key + '.weight' in state and hasattr(module, 'weight'):
             state[key + '.weight'] = module.weight.detach()
     plain.load_state_dict(state)
-    torch.testing.assert_close(run(plain, 'masked'), out, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(run(plain, use), out, rtol=1e-4, atol=1e-4)
+    torch.optim.SGD(model.parameters(), lr=1e-3).step()
+    assert not torch.allclose(run(model, use), out, atol=1e-3)
+
+
+def quantised(model, places=(nn.Linear,)):
+    return torch.ao.quantization.quantize_dynamic(model, set(places), dtype=torch.qint8)
 
 
 @both
-def test_dynamic_quantisation(name):
+@uses
+@torch.no_grad()
+def test_dynamic_quantisation(name, use):
     model = make(name)
-    expected = run(model, 'dense')
-    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
-    with torch.no_grad():
-        out = run(quantised, 'dense')
+    expected = run(model, use)
+    out = run(quantised(model), use)
     assert not torch.equal(out, expected)
-    error = (out - expected).norm() / expected.norm()
-    assert error < 0.1
+    assert (out - expected).norm() < 0.1 * expected.norm()
+
+
+@torch.no_grad()
+def test_dynamic_quantisation_as_of_mmdets_swin():
+    """Of the layers that are plain ones there, too: its MLPs have mmcv's, which are left alone."""
+    ours, stock = make('v1'), stock_swin()
+    stock.load_state_dict(ours.state_dict(), strict=True)
+    places = [key for key, module in stock.named_modules() if type(module) is nn.Linear]
+    assert len(places) == 2 * sum(ours.depths) + 3
+    expected = run(ours, 'dense')
+    first, second = (run(quantised(model, places), 'dense') for model in (ours, stock))
+    assert (first - second).norm() < 0.1 * (first - expected).norm()
 
 
 # What the lean path is taken for, and what it is not: one line for each reason.

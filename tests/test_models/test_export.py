@@ -9,8 +9,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from mini_swins import ARCH, MODELS, images, make, run
+from mini_swins import ARCH, MODELS, images, make, mask, randomised, run
+from mmdet.registry import MODELS as DETECTORS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from torch import nn
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
 both = pytest.mark.parametrize('name', ['v1', 'v2'])
 
@@ -107,15 +112,31 @@ def test_onnx(name, tmp_path):
         np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-4, atol=1e-4)
 
 
-def test_onnx_of_a_detectors_backbone_and_neck(tmp_path):
-    from mmdet.models.necks import FPN
+class Features(nn.Module):
+    """Backbone and neck of a detector."""
 
-    channels = [32, 64, 128, 256]
-    model = nn.Sequential(
-        make('v1', out_indices=(0, 1, 2, 3)), FPN(channels, 16, num_outs=5)
-    ).eval()
-    found = through_onnxruntime(model, images(1), tmp_path / 'detector.onnx')
-    for ours, theirs in zip(found, model(images(1)), strict=True):
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.detector.extract_feat(x)
+
+
+@pytest.mark.parametrize('network', ['greenswin-tiny-w7', 'swinv2-tiny-w8'])
+def test_onnx_of_mask_rcnns_backbone_and_neck(network, tmp_path):
+    """Of the recipe, but for the sizes of the network."""
+    recipe = CONFIGS / 'mask_rcnn' / f'mask-rcnn_greenmim-{network}_fpn_amp-1x_coco.py'
+    config = Config.fromfile(recipe)
+    config.model.backbone.update(arch=ARCH, init_cfg=None)
+    config.model.neck.in_channels = [32, 64, 128, 256]
+    init_default_scope(config.default_scope)
+    model = Features(randomised(DETECTORS.build(config.model))).eval()
+    x = torch.randn(1, 3, 256, 352)
+    found = through_onnxruntime(model, x, tmp_path / 'detector.onnx')
+    expected = model(x)
+    assert len(expected) == 5
+    for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-4, atol=1e-4)
 
 
@@ -306,6 +327,21 @@ def test_func_grad_and_vmap(name):
     close({key: value.sum(0) for key, value in each.items()}, expected)
     out = torch.vmap(lambda image: model(image[None])[0][0])(x)
     torch.testing.assert_close(out, model(x)[0], rtol=1e-4, atol=1e-4)
+
+
+@both
+def test_func_in_the_masked_use(name):
+    """With a plain tensor as the mask, which no transform is about."""
+    model, x, hidden = make(name), images(), torch.from_numpy(mask().hidden.copy())
+    parameters = {key: p.detach() for key, p in model.named_parameters()}
+    model(x, hidden).square().sum().backward()
+    expected = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+    found = torch.func.grad(
+        lambda parameters: torch.func.functional_call(model, parameters, (x, hidden)).square().sum()
+    )(parameters)
+    close(found, expected)
+    _, tangent = torch.func.jvp(lambda x: model(x, hidden), (x,), (x,))
+    assert tangent.shape == model(x, hidden).shape and tangent.abs().sum() > 0
 
 
 @both

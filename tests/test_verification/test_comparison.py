@@ -2,7 +2,6 @@
 
 import builtins
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -98,7 +97,7 @@ def test_wrong_conversions_are_found(tmp_path, monkeypatch, target, fault):
             del state_dict[merging]
         else:
             state_dict[merging.replace('reduction.weight', 'reduction.extra')] = torch.zeros(1)
-        return replace(spelled, state_dict=state_dict)
+        return spelled._replace(state_dict=state_dict)
 
     spell = convert.spell
     src = pretrained_file(tmp_path)

@@ -1,4 +1,4 @@
-"""Text from files, made fit for a terminal."""
+"""Text from files and errors, made fit for a terminal."""
 
 MAX_LENGTH = 200
 
