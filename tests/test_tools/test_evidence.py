@@ -172,11 +172,11 @@ def test_interrupted_pretraining_goes_on_as_if_nothing_had_happened(places, monk
 
 
 def test_learning_rate_falls_to_zero_at_the_end_of_every_cycle():
-    rates = np.array([training.learning_rate(TINY, 'greenmim', step) for step in range(64)])
+    rates = np.array([training.schedule(TINY, 'greenmim', step) for step in range(64)])
     for end in (8, 16, 32, 64):
         begin = end // 2 if end > 8 else 0
-        np.testing.assert_allclose(rates[begin : begin + 2], [5e-4, 1e-3])  # two of warm-up
-        assert (np.diff(rates[begin + 2 : end]) < 0).all() and 0 < rates[end - 1] < 1e-4
+        np.testing.assert_allclose(rates[begin : begin + 2], [0.5, 1])  # two of warm-up
+        assert (np.diff(rates[begin + 2 : end]) < 0).all() and 0 < rates[end - 1] < 0.1
     assert training.milestone_steps(TINY, 'greenmim', 4) == [0, 4, 8, 16, 32]
 
 
