@@ -49,6 +49,10 @@ TINY = Study(
 )
 CELL = Cell('detect', 'greenmim', 1, 100)
 
+needs_muon = pytest.mark.skipif(
+    not hasattr(torch.optim, 'Muon'), reason='torch has Muon from 2.9 on'
+)
+
 
 @pytest.fixture(scope='module')
 def places(tmp_path_factory):
@@ -98,9 +102,9 @@ def test_result_of_another_version_is_refused(tmp_path):
     assert read_result(places, TINY, CELL) == dict(box_mAP=0.5)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]  # no temporary file
     with pytest.raises(StudyError, match='of two versions are not mixed; move it away'):
-        read_result(places, replace(TINY, revision=2), CELL)
+        read_result(places, replace(TINY, revision=0), CELL)
     with pytest.raises(StudyError, match='not mixed'):
-        write_report(replace(TINY, revision=2), places)
+        write_report(replace(TINY, revision=0), places)
     path.write_text('{"version": 1')
     with pytest.raises(StudyError, match='is no result of the study'):
         read_result(places, TINY, CELL)
@@ -139,6 +143,7 @@ def test_a_cell_is_worked_at_once(tmp_path):
         pass
 
 
+@needs_muon
 def test_interrupted_pretraining_goes_on_as_if_nothing_had_happened(places, monkeypatch):
     cell = Cell('pretrain', 'scrambled', 3)
     training.pretrain(TINY, places, cell)
@@ -180,6 +185,7 @@ def test_learning_rate_falls_to_zero_at_the_end_of_every_cycle():
     assert training.milestone_steps(TINY, 'greenmim', 4) == [0, 4, 8, 16, 32]
 
 
+@needs_muon
 def test_longer_pretraining_goes_on_from_a_shorter_one(places):
     for length in (1, 2):
         training.pretrain(TINY, places, Cell('pretrain', 'greenmim', 4, length=length))
@@ -280,6 +286,7 @@ def test_features_of_a_box_are_those_inside_it():
     assert normalise(np.full((1, 2, 2, 3), 255, np.uint8)).shape == (1, 3, 2, 2)
 
 
+@needs_muon
 def test_probe_of_every_milestone(places):
     cell = Cell('pretrain', 'greenmim', 0)
     with pytest.raises(StudyError, match='run its pre-training first'):
@@ -294,7 +301,7 @@ def test_probe_of_every_milestone(places):
 
     # The longest pre-training as a small checkpoint; here there is one length.
     path, study = places.results / 'demo.pth', replace(TINY, lengths=(1,))
-    with pytest.raises(StudyError, match='pretrain_greenmim_seed0_long8 is not finished here'):
+    with pytest.raises(StudyError, match='pretrain_greenmim_seed0_long4 is not finished here'):
         export(TINY, places, path)
     digest = export(study, places, path)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == digest

@@ -21,7 +21,7 @@ from greenmim_mm.models import GreenMIM
 from greenmim_mm.ops import UNIT_SIZE, random_mask
 
 from .data import MEAN, STD, build_data, normalise, read_boxes
-from .design import Cell, Study
+from .design import Cell, Study, StudyError
 from .results import Places, working_at, write_result
 
 HELD_OUT = 256  # images of the development split on which the loss is followed
@@ -288,7 +288,12 @@ def _optimizers(model: nn.Module, study: Study, method: str) -> list[torch.optim
     Muon (Jordan et al., 2024) came to a loss in half of AdamW's steps and two thirds of its
     minutes. As its authors do, what reads or paints pixels is left to AdamW, and so are norms,
     biases, tables of biases and tokens, which do not decay.
+
+    Raises:
+        StudyError: If this torch has no Muon.
     """
+    if not hasattr(torch.optim, 'Muon'):
+        raise StudyError(f'torch {torch.__version__} has no Muon; pre-train with 2.9 or later')
     settings = study.pretrain
     matrices, pixels, flat = [], [], []
     for name, parameter in model.named_parameters():
