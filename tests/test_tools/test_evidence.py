@@ -29,8 +29,10 @@ from study.design import (  # noqa: E402
 from study.export import export  # noqa: E402
 from study.pictures import paint  # noqa: E402
 from study.probe import box_features, load_backbone, probe  # noqa: E402
-from study.report import Spread, gains, page, write_report  # noqa: E402
+from study.report import Spread, gains, page, read_all, write_report  # noqa: E402
 from study.results import Busy, Places, read_result, working_at, write_result  # noqa: E402
+
+from greenmim_mm.demo.report import MEASURED_GAIN  # noqa: E402
 
 METHODS = ('greenmim', 'simmim', 'scrambled')
 TINY = Study(
@@ -383,3 +385,10 @@ def test_results_in_the_repository_are_of_this_version():
     for path in places.results.glob('*.json'):
         values = read_result(places, study, known[path.name])
         assert json.dumps(values)
+
+
+def test_demo_promises_what_was_measured():
+    study = Study()
+    found = gains(study, read_all(study, Places()), 'greenmim', 100, study.lengths[-1])
+    assert len(found) == len(study.seeds)
+    assert str(Spread.of(found)) == f'{MEASURED_GAIN} ({len(found)})'
