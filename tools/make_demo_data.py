@@ -1,4 +1,4 @@
-"""Builds the demo's data: handwritten digits over calm backgrounds, with nothing downloaded.
+"""Builds the demo's data: handwritten digits in chalk or ink, with nothing downloaded.
 
 Example:
     python tools/make_demo_data.py data/demo

@@ -113,7 +113,7 @@ def steps(scale: Scale) -> list[Step]:
     return [
         Step(
             'data',
-            'build the data: handwritten digits over calm backgrounds',
+            'build the data: handwritten digits in chalk or ink',
             f'tools/make_demo_data.py {here}/data --overwrite '
             f'--num-unlabelled {scale.num_unlabelled} --num-train {scale.num_train} '
             f'--num-val {scale.num_val}',

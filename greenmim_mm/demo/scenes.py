@@ -1,9 +1,11 @@
-"""Scenes of the demo: large light digits over calm dark backgrounds, with nothing downloaded.
+"""Scenes of the demo: large digits in chalk or ink on calm backgrounds, with nothing downloaded.
 
 The digits are those bundled with scikit-learn (1797 scans of 8x8), the backgrounds small pieces of
 photographs that lie in the scikit-image wheel. Both are real images; only their composition is
 artificial. A digit spans two to three mask units of 32 pixels, so that there is a shape to
 continue where a unit is hidden, and backgrounds are calm, so that shapes are there to be learnt.
+Half of the images are light on dark, half dark on light: what a pixel is worth depends on the
+rest of the image, so that the digits cannot be told by where it is light.
 """
 
 from collections.abc import Sequence
@@ -32,12 +34,6 @@ The labels of that file repeat the text of one form about every 130 samples, and
 such a repeat. Cutting there rather than at random keeps the handwriting of a form in one split.
 """
 
-MIN_VISIBLE = 0.9
-"""Smallest share of a digit's pixels that later digits leave uncovered.
-
-COCO has instances that show less, but a digit that shows less can often be read as another one.
-"""
-
 DIGIT_HEIGHT = (0.42, 0.72)
 """Range of the digits' height, relative to the image's side: 54 to 92 of 128 pixels."""
 
@@ -50,8 +46,18 @@ BACKGROUND_SIDE = (0.15, 0.4)
 BACKGROUND_BLUR = 0.06
 """Standard deviation of the blur over a background, relative to its side."""
 
-EXPOSURE = (0.25, 0.6)
-"""Range of what multiplies a background: digits are light, so that shape tells them, not colour."""
+BACKGROUND_CONTRAST = 0.04
+"""Standard deviation of a background's brightness within an image."""
+
+CHALK = ((0.1, 0.35), (0.85, 1.0))
+INK = ((0.65, 0.9), (0.0, 0.15))
+"""Ranges of the brightness of a background and of the digits on it."""
+
+TINT = 0.06
+"""How far the channels of an image may be from grey: shapes tell the digits, not colours."""
+
+GAP = 1 / 64
+"""Least distance between digits, relative to the image's side."""
 
 
 @dataclass(frozen=True)
@@ -145,29 +151,33 @@ def load_photographs(names: Sequence[str]) -> dict[str, np.ndarray]:
     return photographs
 
 
-def random_background(rng: np.random.Generator, photo: np.ndarray, image_size: int) -> np.ndarray:
-    """Cuts a small piece out of a photograph, blurs and enlarges it.
+def random_background(
+    rng: np.random.Generator, photo: np.ndarray, image_size: int, brightness: float
+) -> np.ndarray:
+    """Cuts a small piece out of a photograph, blurs and enlarges it and takes most contrast away.
 
     Args:
-        rng: Source of the square's place and size, the mirroring and the exposure.
+        rng: Source of the square's place and size and the mirroring.
         photo: RGB, uint8, ``(H, W, 3)``.
         image_size: Side of the result, ``S``.
+        brightness: Its mean, in ``[0, 1]``.
 
     Returns:
-        RGB in ``[0, 1]``, float32, ``(S, S, 3)``.
+        Brightness about ``[0, 1]``, float32, ``(S, S)``.
     """
     height, width = photo.shape[:2]
     side = round(min(height, width) * rng.uniform(*BACKGROUND_SIDE))
     top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
-    piece = photo[top : top + side, left : left + side]
+    piece = photo[top : top + side, left : left + side].mean(axis=2, dtype=np.float32)
     if rng.random() < 0.5:
-        piece = piece[:, ::-1]
-    piece = cv2.GaussianBlur(np.ascontiguousarray(piece), (0, 0), BACKGROUND_BLUR * side)
+        piece = np.ascontiguousarray(piece[:, ::-1])
+    piece = cv2.GaussianBlur(piece, (0, 0), BACKGROUND_BLUR * side)
     # INTER_AREA averages when shrinking but degrades to blocks when enlarging.
     interpolation = cv2.INTER_AREA if side > image_size else cv2.INTER_CUBIC
     piece = cv2.resize(piece, (image_size, image_size), interpolation=interpolation)
-    exposure = rng.uniform(*EXPOSURE) * rng.uniform(0.92, 1.08, size=3)
-    return np.clip(piece / 255 * exposure, 0, 1).astype(np.float32)
+    # A piece of a night sky is flat: its noise is not to be blown up.
+    contrast = BACKGROUND_CONTRAST / max(float(piece.std()), 1.0)
+    return brightness + contrast * (piece - piece.mean())
 
 
 def render_digit(glyph: np.ndarray, height: float, angle: float, stretch: float) -> np.ndarray:
@@ -212,21 +222,13 @@ def render_digit(glyph: np.ndarray, height: float, angle: float, stretch: float)
     return opacity[top_left[0] : bottom_right[0], top_left[1] : bottom_right[1]]
 
 
-def draw_colour(rng: np.random.Generator) -> np.ndarray:
-    """Draws the colour of a digit: chalk, light and hardly tinted; RGB in ``[0, 1]``, float32."""
-    hsv = np.array([rng.uniform(0, 360), rng.uniform(0, 0.25), rng.uniform(0.85, 1)], np.float32)
-    return cv2.cvtColor(hsv[None, None], cv2.COLOR_HSV2RGB)[0, 0]
-
-
 def compose_scene(
     rng: np.random.Generator, digits: DigitPool, photo: np.ndarray, image_size: int
 ) -> tuple[np.ndarray, list[Instance]]:
     """Composes random digits over a calm background.
 
-    Digits lie wholly inside the image and may overlap; the pixels of an overlap belong to the
-    later digit. A place that would leave an earlier digit less than ``MIN_VISIBLE`` of its pixels
-    is drawn again (a digit without an admissible place is left out), so every digit that can be
-    seen has its instance.
+    Digits lie wholly inside the image and do not touch; one for which no place is found is left
+    out.
 
     Args:
         rng: Source of all choices.
@@ -235,16 +237,14 @@ def compose_scene(
         image_size: Side of the image in pixels, ``S``.
 
     Returns:
-        The image in RGB, uint8, ``(S, S, 3)``, and its instances, bottom to top. Their masks do not
-        overlap and hold the pixels where the digit's opacity exceeds 0.5.
+        The image in RGB, uint8, ``(S, S, 3)``, and its instances. Their masks do not overlap and
+        hold the pixels where the digit's opacity exceeds 0.5.
     """
-    canvas = random_background(rng, photo, image_size)
-    rim_width = 1.5 * max(1.0, image_size / 192)
-    margin = int(np.ceil(rim_width)) + 1
-    owner = np.full((image_size, image_size), -1)  # position in `samples`, -1 for the background
-    samples: list[int] = []
-    areas: list[int] = []  # before occlusion
-
+    ground, figure = CHALK if rng.random() < 0.5 else INK
+    canvas = random_background(rng, photo, image_size, rng.uniform(*ground))
+    gap = max(2, round(GAP * image_size))
+    taken = np.zeros((image_size, image_size), dtype=bool)
+    instances = []
     for _ in range(rng.integers(DIGITS_PER_IMAGE[0], DIGITS_PER_IMAGE[1] + 1)):
         sample = int(rng.integers(len(digits.labels)))
         opacity = render_digit(
@@ -253,27 +253,20 @@ def compose_scene(
             angle=rng.uniform(-MAX_ROTATION, MAX_ROTATION),
             stretch=rng.uniform(0.9, 1.15),
         )
-        opacity = np.pad(opacity, margin)
+        opacity = np.pad(opacity, gap)
         inside = opacity > 0.5
-        rim = _rim(inside, rim_width)
-        window = _find_place(rng, owner, areas, covered=np.maximum(opacity, rim) > 0.5)
+        window = _find_place(rng, taken, _near(inside, gap))
         if window is None:
             continue
+        brightness = rng.uniform(*figure)
+        canvas[window] += (brightness - canvas[window]) * opacity
+        taken[window] |= inside
+        mask = np.zeros_like(taken)
+        mask[window] = inside
+        instances.append(Instance(int(digits.labels[sample]), int(digits.indices[sample]), mask))
 
-        under, below = canvas[window], owner[window]
-        colour = draw_colour(rng)
-        # A dark rim keeps digits apart where they touch.
-        canvas[window] = _blend(_blend(under, 0.2 * colour, 0.75 * rim), colour, opacity)
-        below[rim > 0.5] = -1  # a rim hides what is under it but belongs to no digit
-        below[inside] = len(samples)
-        samples.append(sample)
-        areas.append(int(inside.sum()))
-
-    image = np.rint(canvas * 255).astype(np.uint8)
-    instances = [
-        Instance(int(digits.labels[sample]), int(digits.indices[sample]), owner == position)
-        for position, sample in enumerate(samples)
-    ]
+    tint = rng.uniform(1 - TINT, 1 + TINT, size=3)
+    image = np.rint(np.clip(canvas[..., None] * tint, 0, 1) * 255).astype(np.uint8)
     return image, instances
 
 
@@ -283,38 +276,31 @@ def _bounds(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return where.min(axis=0), where.max(axis=0) + 1
 
 
-def _rim(inside: np.ndarray, width: float) -> np.ndarray:
-    """Opacity of a soft rim around a shape, 1 inside it too; bool to float32, ``(h, w)``."""
-    distance = cv2.distanceTransform((~inside).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return np.clip(width + 0.5 - distance, 0, 1)
-
-
-def _blend(under: np.ndarray, colour: np.ndarray, opacity: np.ndarray) -> np.ndarray:
-    """Paints ``colour`` ``(3,)`` over ``under`` ``(h, w, 3)`` with ``opacity`` ``(h, w)``."""
-    return under + (colour - under) * opacity[..., None]
+def _near(inside: np.ndarray, distance: float) -> np.ndarray:
+    """Pixels at most so far from a shape, and the shape; bool, ``(h, w)``."""
+    outside = (~inside).astype(np.uint8)
+    return cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= distance
 
 
 def _find_place(
-    rng: np.random.Generator, owner: np.ndarray, areas: Sequence[int], covered: np.ndarray
+    rng: np.random.Generator, taken: np.ndarray, shape: np.ndarray
 ) -> tuple[slice, slice] | None:
-    """Draws a place for a digit that leaves enough of the earlier ones to be seen.
+    """Draws a free place.
 
     Args:
         rng: Source of the place.
-        owner: Position of the digit that a pixel belongs to or -1, int64, ``(S, S)``.
-        areas: Pixels of the earlier digits before occlusion.
-        covered: Pixels that the new digit would hide, bool, ``(h, w)``.
+        taken: Pixels of the digits that are there, bool, ``(S, S)``.
+        shape: Pixels that must be free, bool, ``(h, w)``.
 
     Returns:
         Rows and columns of the place, or None if fifty draws found none.
     """
-    room = np.array(owner.shape) - covered.shape
+    room = np.array(taken.shape) - shape.shape
+    if room.min() < 0:
+        return None
     for _ in range(50):
         top, left = rng.integers(room + 1).tolist()
-        window = slice(top, top + covered.shape[0]), slice(left, left + covered.shape[1])
-        hidden = owner[window][covered]
-        lost = np.bincount(hidden[hidden >= 0], minlength=len(areas))
-        seen = np.bincount(owner[owner >= 0], minlength=len(areas))
-        if np.all(seen - lost >= MIN_VISIBLE * np.asarray(areas)):
+        window = slice(top, top + shape.shape[0]), slice(left, left + shape.shape[1])
+        if not (taken[window] & shape).any():
             return window
     return None

@@ -39,10 +39,10 @@ def test_masks_lie_where_the_image_shows_the_digit():
             assert same[inner].mean() > 0.95
             outside = cv2.dilate(instance.mask.astype(np.uint8), np.ones((5, 5))) == 0
             assert same[outside].mean() < 0.01
-        for position, upper in enumerate(instances):
-            with_rim = cv2.dilate(upper.mask.astype(np.uint8), np.ones((3, 3))) > 0
-            for lower in instances[:position]:
-                assert not (lower.mask & with_rim).any()
+        for position, one in enumerate(instances):
+            around = cv2.dilate(one.mask.astype(np.uint8), np.ones((3, 3))) > 0
+            for other in instances[:position]:
+                assert not (other.mask & around).any()
 
 
 def test_digits_contrast_with_their_surroundings():
@@ -59,26 +59,18 @@ def test_digits_contrast_with_their_surroundings():
     assert min(contrasts) > 20 and np.mean(contrasts) > 50  # 2 is about just noticeable
 
 
-def test_earlier_digits_stay_visible(monkeypatch):
+def test_half_of_the_images_are_light_on_dark():
+    """Where it is light says nothing about the digit: a linear reader of pixels must fail."""
     pool = scenes.load_digit_pools()['train']
     photo = scenes.load_photographs(['coffee.png'])['coffee.png']
-    areas = []
-    render = scenes.render_digit
-
-    def spy(*args, **kwargs):
-        opacity = render(*args, **kwargs)
-        areas.append((opacity > 0.5).sum())
-        return opacity
-
-    monkeypatch.setattr(scenes, 'render_digit', spy)
-    shares = []
-    for seed in range(40):
-        areas.clear()
-        _, instances = scenes.compose_scene(np.random.default_rng(seed), pool, photo, 96)
-        if len(instances) == len(areas):  # else one found no place
-            shares += [i.mask.sum() / area for i, area in zip(instances, areas, strict=True)]
-    assert len(shares) > 40 and min(shares) >= scenes.MIN_VISIBLE
-    assert np.mean(np.array(shares) < 0.98) > 0.02  # occlusion does occur
+    lighter = []
+    for seed in range(60):
+        image, instances = scenes.compose_scene(np.random.default_rng(seed), pool, photo, 96)
+        digits = np.any([instance.mask for instance in instances], axis=0)
+        difference = image[digits].mean() - image[~digits].mean()
+        assert abs(difference) > 100  # of 255
+        lighter.append(difference > 0)
+    assert 20 < sum(lighter) < 40
 
 
 @pytest.mark.parametrize('height', [14, 28, 72, 150])
@@ -103,9 +95,9 @@ def test_backgrounds_are_calm_and_digits_span_units():
     steps, heights = [], []
     for name, photo in scenes.load_photographs(scenes.PHOTOGRAPHS['train']).items():
         rng = np.random.default_rng(len(name))
-        background = scenes.random_background(rng, photo, 128)
-        assert background.dtype == np.float32 and background.shape == (128, 128, 3)
-        assert 0 <= background.min() <= background.max() <= 1
+        background = scenes.random_background(rng, photo, 128, 0.5)
+        assert background.dtype == np.float32 and background.shape == (128, 128)
+        assert abs(background.mean() - 0.5) < 1e-3 and background.std() < 0.041
         steps.append(np.abs(np.diff(background, axis=0)).mean())
         _, instances = scenes.compose_scene(rng, pool, photo, 128)
         heights += [np.ptp(np.nonzero(instance.mask)[0]) + 1 for instance in instances]

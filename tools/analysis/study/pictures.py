@@ -50,7 +50,7 @@ def draw_pictures(study: Study, places: Places, folder: Path) -> list[Path]:
     if len(found) == 2:
         path = folder / 'evidence_detections.png'
         coco = places.data(study) / 'labelled/coco'
-        draw_detections(coco / 'annotations/instances_val.json', coco / 'val', found, path)
+        draw_detections(coco / 'annotations/instances_val.json', coco / 'val', found, path, 8)
         written.append(path)
     return written
 

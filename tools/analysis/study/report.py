@@ -249,7 +249,9 @@ def _draw_spreads(axes, points: Mapping[float, Spread], start: str) -> None:
 
 def draw_probes(study: Study, results: Results, path: Path) -> None:
     """Accuracy on frozen features against the minutes of pre-training, a panel a stage."""
-    figure, grid = plt.subplots(2, 4, figsize=(12, 5.4), layout='constrained', sharex=True)
+    figure, grid = plt.subplots(
+        2, 4, figsize=(12, 5.4), layout='constrained', sharex=True, sharey=True
+    )
     for row, (kind, title) in zip(
         grid, (('linear', 'linear probe'), ('neighbours', 'k-NN')), strict=True
     ):
@@ -268,7 +270,7 @@ def draw_probes(study: Study, results: Results, path: Path) -> None:
     for axes in grid[1]:
         axes.set_xlabel('minutes of one thread')
     for axes in grid[:, 0]:
-        axes.set_ylabel('digits recognised')
+        axes.set(ylabel='share of digits recognised', ylim=(0, 1))
     _legend(grid[0, 0])
     figure.savefig(path, dpi=110)
     plt.close(figure)
