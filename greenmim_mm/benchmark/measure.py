@@ -159,7 +159,11 @@ def record_peak(result: Result, device: torch.device) -> Iterator[None]:
     result.peak_bytes = torch.cuda.max_memory_allocated(device) - others
 
 
-def kept_bytes(forward: Callable[[], Tensor | Sequence[Tensor]], model: nn.Module) -> int:
+def kept_bytes(
+    forward: Callable[[], Tensor | Sequence[Tensor]],
+    model: nn.Module,
+    seen_as: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> int:
     """Bytes that autograd keeps for the backward pass of ``forward()``.
 
     Every distinct storage among the saved tensors counts once and whole, as a saved view keeps
@@ -170,6 +174,7 @@ def kept_bytes(forward: Callable[[], Tensor | Sequence[Tensor]], model: nn.Modul
     Args:
         forward: The forward pass; returns the loss, or all that a backward pass starts from.
         model: Owner of the parameters.
+        seen_as: What a parameter may be inside of ``forward`` beside itself.
     """
     kept = {}
 
@@ -183,7 +188,8 @@ def kept_bytes(forward: Callable[[], Tensor | Sequence[Tensor]], model: nn.Modul
     for tensor in _held_tensors([out] if isinstance(out, Tensor) else out):
         pack(tensor)
     for tensor in (*model.parameters(), *model.buffers()):
-        kept.pop(tensor.untyped_storage()._cdata, None)
+        for own in (tensor, seen_as(tensor)):
+            kept.pop(own.untyped_storage()._cdata, None)
     return sum(storage.nbytes() for storage in kept.values())
 
 

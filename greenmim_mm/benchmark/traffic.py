@@ -264,8 +264,8 @@ def kernels_of_cuda() -> Iterator[None]:
 @contextmanager
 def _fake_step(
     model: nn.Module, images: Sequence[int], amp: bool, kernels: str
-) -> Iterator[Callable[[], Tensor]]:
-    """Inside the block, what gives the loss of a batch of fake images."""
+) -> Iterator[tuple[Callable[[], Tensor], FakeTensorMode]]:
+    """Inside the block, what gives the loss of a batch of fake images, and the mode."""
     # Tables that are kept between steps are made by a first step: one that were made of fake
     # tensors would be of no use to anybody else.
     image = torch.zeros(1, *images[1:])
@@ -273,7 +273,7 @@ def _fake_step(
         model(image, model.draw(image))
     chosen = kernels_of_cuda() if kernels == 'cuda' else nullcontext()
     # What depends on the mask's values is planned with numpy: real indices meet fake tokens.
-    with FakeTensorMode(allow_non_fake_inputs=True), chosen:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, chosen:
         batch = torch.empty(*images)
         drawn = model.draw(batch)
 
@@ -281,7 +281,7 @@ def _fake_step(
             with torch.autocast('cpu', torch.bfloat16, enabled=amp):
                 return model(batch, drawn)
 
-        yield loss
+        yield loss, mode
 
 
 def count_step(
@@ -297,7 +297,7 @@ def count_step(
         kernels: Attention's operators: those for 'cuda' or for a 'cpu'.
     """
     counter = TrafficCounter()
-    with _fake_step(model, images, amp, kernels) as loss:
+    with _fake_step(model, images, amp, kernels) as (loss, _):
         model.zero_grad()
         with parts_marked(model, counter), counter:
             loss().backward()
@@ -309,8 +309,8 @@ def kept_in_step(
     model: nn.Module, images: Sequence[int], amp: bool = False, kernels: str = 'cuda'
 ) -> int:
     """Bytes that :func:`count_step`'s forward pass keeps for the backward pass."""
-    with _fake_step(model, images, amp, kernels) as loss:
-        return kept_bytes(loss, model)
+    with _fake_step(model, images, amp, kernels) as (loss, mode):
+        return kept_bytes(loss, model, mode.from_tensor)
 
 
 @dataclass(frozen=True)

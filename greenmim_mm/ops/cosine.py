@@ -8,7 +8,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 # Swin V2 keeps the temperature of the softmax above 0.01.
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -37,8 +36,13 @@ def scaled_queries_and_keys(q: Tensor, k: Tensor, scale: Tensor) -> tuple[Tensor
         scale: ``(heads,)``.
     """
     wide = scale[:, None] * q.shape[-1] ** 0.5
-    query = F.normalize(q.to(scale.dtype), dim=-1) * wide
-    return query.to(q.dtype), F.normalize(k.to(scale.dtype), dim=-1).to(k.dtype)
+    query, key = (_normalised(x.to(scale.dtype)) for x in (q, k))
+    return (query * wide).to(q.dtype), key.to(k.dtype)
+
+
+def _normalised(x: Tensor) -> Tensor:
+    """``F.normalize``, of which the second derivative at zero (a padding token) is a number."""
+    return x * x.square().sum(-1, keepdim=True).clamp(min=1e-24).rsqrt()
 
 
 class ScaledInPlace(torch.autograd.Function):

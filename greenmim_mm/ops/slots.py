@@ -44,27 +44,39 @@ class IntoSlots(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         plan, heads = ctx.plan, grads[0].shape[1]
+        wants_bias = ctx.bias_dtype is not None and ctx.needs_input_grad[1]
+        if torch.is_grad_enabled():
+            return *_differentiable(grads, ctx, wants_bias), None, None
         grad_bias = None
-        if ctx.bias_dtype is not None and ctx.needs_input_grad[1]:
+        if wants_bias:
             grad_bias = grads[0].new_zeros(ctx.shape[2], dtype=ctx.bias_dtype)
             for part in (0, 2):
                 total = grad_bias.view(3, heads, -1)[part]
                 torch.sum(grads[part], (0, 2), dtype=ctx.bias_dtype, out=total)
-        row = None
-        if plan.padding is not None:
-            sums = [out_of_slots(grad, plan.padding).sum(1) for grad in grads]
-            row = torch.stack(sums, dim=1).flatten(1)
-        if torch.is_grad_enabled():  # differentiable
-            rows = torch.stack([out_of_slots(grad, plan.slot) for grad in grads], dim=2).flatten(2)
-            rows = rows if row is None else torch.cat([rows, row[:, None]], dim=1)
-            return rows, grad_bias, None, None
         rows = grads[0].new_empty(ctx.shape)
-        parts = split_heads(rows[:, : len(plan.slot)], heads)
-        for grad, part in zip(grads, parts, strict=True):
+        for grad, part in zip(grads, split_heads(rows[:, : len(plan.slot)], heads), strict=True):
             torch.index_select(grad.permute(0, 2, 1, 3), 1, plan.slot, out=part)
-        if row is not None:
-            rows[:, -1] = row
+        if plan.padding is not None:
+            rows[:, -1] = _of_padding(grads, plan.padding)
         return rows, grad_bias, None, None
+
+
+def _differentiable(grads, ctx, wants_bias: bool) -> tuple[Tensor, Tensor | None]:
+    """What the backward pass returns, by operators that autograd knows."""
+    plan: AttentionPlan = ctx.plan
+    rows = torch.stack([out_of_slots(grad, plan.slot) for grad in grads], dim=2).flatten(2)
+    if plan.padding is not None:
+        rows = torch.cat([rows, _of_padding(grads, plan.padding)[:, None]], dim=1)
+    grad_bias = None
+    if wants_bias:
+        query, value = (g.sum((0, 2), dtype=ctx.bias_dtype).flatten() for g in grads[::2])
+        grad_bias = torch.cat([query, torch.zeros_like(query), value])
+    return rows, grad_bias
+
+
+def _of_padding(grads: tuple[Tensor, ...], padding: Tensor) -> Tensor:
+    """``(B, 3 * C)`` gradient of the padding token, which sits in many slots."""
+    return torch.stack([out_of_slots(grad, padding).sum(1) for grad in grads], dim=1).flatten(1)
 
 
 class OutOfSlots(torch.autograd.Function):

@@ -151,6 +151,7 @@ def test_select_takes_names_and_patterns_in_the_order_of_the_table():
     assert [c.name for c in select(['mae-base', '*-tiny*'])] == [
         'greenmim-tiny',
         'greenmim-tiny-mlp',
+        'greenmim-tiny-keep',
         'simmim-tiny-192',
         'simmim-tiny-224',
         'mae-base',

@@ -301,7 +301,6 @@ def test_default_initialisation():
         (dict(img_size=-1), 'img_size=-1'),
         (dict(img_size=(224, 224, 3)), 'img_size='),
         (dict(with_cp='blocks'), "with_cp='blocks'"),
-        (dict(recompute='speed'), "recompute='speed'"),
         (dict(sequential_groups=0), 'sequential_groups=0'),
         (dict(drop_path_rate=1.0), 'drop_path_rate=1.0'),
         (dict(out_indices=(4,)), r'out_indices=\(4,\)'),
