@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.utils import get_installed_path
 from tiny_swins import pretrained_file, pretrained_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -214,6 +215,9 @@ def test_commands_run(block, here, monkeypatch):
 
 @pytest.mark.parametrize('block', **named(chosen(PYTHON, True)))
 def test_python_runs(block, here):
+    # mmengine 0.10.7 looks for packages beside their metadata, where an editable one is not.
+    if "'greenmim_mm::" in block.code and not Path(get_installed_path('greenmim_mm')).is_dir():
+        pytest.skip('this mmengine finds recipes by name in an installed wheel alone')
     names: dict = {}
     exec(compile(block.code, f'{block.page}:{block.line}', 'exec'), names)
     # A piece of a config: what it describes can be built.
