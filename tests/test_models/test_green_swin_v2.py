@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 from plain_swin import plain_swin
+from torch.nn import functional as F
 
 from greenmim_mm.archs import SWINV2_ARCHS
 from greenmim_mm.checkpoint import CheckpointError
