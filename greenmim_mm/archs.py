@@ -1,4 +1,4 @@
-"""The architectures that have a name; data alone, for models, checkpoints and benchmarks.
+"""What has a name: architectures, and formats of checkpoints. Data alone, quick to import.
 
 Huge and giant are mmpretrain's: Microsoft published neither code nor weights of them.
 """
@@ -20,3 +20,18 @@ SWINV2_ARCHS['huge'] = dict(
 SWINV2_ARCHS['giant'] = dict(
     embed_dims=512, depths=(2, 2, 42, 4), num_heads=(16, 32, 64, 128), extra_norm_every_n_blocks=6
 )
+
+FORMAT_NAMES = {
+    'greenmim_mm': 'this package: GreenMIM pre-training (backbone and decoder) and what follows it',
+    'mmdet': "backbone of a detector, for mmdet.SwinTransformer's init_cfg",
+    'mmpretrain': (
+        'classifier, backbone or SimMIM of mmpretrain.SwinTransformer and SwinTransformerV2'
+    ),
+    'greenmim': "the GreenMIM authors' pre-training files",
+    'microsoft': "Microsoft's Swin-Transformer: classifiers and SimMIM",
+    'timm': 'swin_* and swinv2_* of timm',
+    'huggingface': 'Swin* and Swinv2* models of transformers',
+    'torchvision': 'swin_t, swin_s, swin_b and swin_v2_* of torchvision',
+    'detectron2': "Swin of detectron2's ViTDet project",
+}
+"""Formats of checkpoints, and what each is for; :mod:`greenmim_mm.checkpoint` knows the rest."""

@@ -11,6 +11,7 @@ names is taken, the first of equals. Another format is one more entry of :data:`
 
 from collections.abc import Collection, Iterable, Mapping
 
+from ..archs import FORMAT_NAMES
 from .layouts import (
     BUFFERS,
     COLUMNS_V1,
@@ -204,25 +205,25 @@ FORMATS: Mapping[str, Format] = {
     for entry in (
         Format(
             'greenmim_mm',
-            'this package: GreenMIM pre-training (backbone and decoder) and what follows it',
+            FORMAT_NAMES['greenmim_mm'],
             _openmmlab(_HEAD + _GREENMIM, _LAST_NORM),
             ignored=_PREPROCESSOR,
         ),
         Format(
             'mmdet',
-            "backbone of a detector, for mmdet.SwinTransformer's init_cfg",
+            FORMAT_NAMES['mmdet'],
             _openmmlab(_ABSOLUTE, _ALL_NORMS),
             ignored=_PREPROCESSOR,
         ),
         Format(
             'mmpretrain',
-            'classifier, backbone or SimMIM of mmpretrain.SwinTransformer and SwinTransformerV2',
+            FORMAT_NAMES['mmpretrain'],
             _openmmlab(_HEAD + _SIMMIM + _ABSOLUTE, _LAST_NORM),
             ignored=_PREPROCESSOR,
         ),
         Format(
             'greenmim',
-            "the GreenMIM authors' pre-training files",
+            FORMAT_NAMES['greenmim'],
             (
                 Layout(
                     version=1,
@@ -240,14 +241,14 @@ FORMATS: Mapping[str, Format] = {
         ),
         Format(
             'microsoft',
-            "Microsoft's Swin-Transformer: classifiers and SimMIM",
+            FORMAT_NAMES['microsoft'],
             tuple(_microsoft_layouts()),
             wrapper='model',
             ignored=_MASK,
         ),
         Format(
             'timm',
-            'swin_* and swinv2_* of timm',
+            FORMAT_NAMES['timm'],
             tuple(
                 Layout(
                     version=version,
@@ -265,14 +266,14 @@ FORMATS: Mapping[str, Format] = {
         ),
         Format(
             'huggingface',
-            'Swin* and Swinv2* models of transformers',
+            FORMAT_NAMES['huggingface'],
             tuple(_huggingface_layouts()),
             wrapper=None,
             ignored=_COMPUTED,
         ),
         Format(
             'torchvision',
-            'swin_t, swin_s, swin_b and swin_v2_* of torchvision',
+            FORMAT_NAMES['torchvision'],
             tuple(
                 Layout(
                     version=version,
@@ -290,7 +291,7 @@ FORMATS: Mapping[str, Format] = {
         ),
         Format(
             'detectron2',
-            "Swin of detectron2's ViTDet project",
+            FORMAT_NAMES['detectron2'],
             _layouts(
                 ('backbone.bottom_up.', 'backbone.net.', 'backbone.', ''),
                 version=1,

@@ -17,12 +17,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..checkpoint import FORMATS, FileConversion, convert_file, inspect_checkpoint
+from ..archs import FORMAT_NAMES
 from ..fileio import atomic_path, check_apart, check_destination
 from ..text import printable
-from ..verification import VerificationError, verify_network
 from .errors import Parser, UserError, ended_by_signals, errors_in_one_line
+
+if TYPE_CHECKING:
+    from ..checkpoint import FileConversion
 
 _WRONG_NETWORK, _LOST = 1, 3
 
@@ -48,6 +51,9 @@ def main_inspect(argv: Sequence[str] | None = None, prog: str = 'inspect') -> No
 
 def _run(parser: argparse.ArgumentParser, argv: Sequence[str], inspecting: bool) -> None:
     args = parser.parse_args(argv[inspecting:])
+    # Here and below: what --help needs is quick to import, and torch is not.
+    from ..verification import VerificationError
+
     codes = {VerificationError: _WRONG_NETWORK}
     with errors_in_one_line(parser, OSError, ValueError, ImportError, codes=codes):
         with ended_by_signals(), _lack_of_memory_named():
@@ -79,6 +85,8 @@ def _lack_of_memory_named() -> Iterator[None]:
 
 
 def _inspect(args: argparse.Namespace) -> tuple[int, str]:
+    from ..checkpoint import inspect_checkpoint
+
     return 0, inspect_checkpoint(args.src, args.source, args.trust).summary()
 
 
@@ -93,6 +101,9 @@ def _check_report(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> tuple[int, str]:
+    from ..checkpoint import convert_file
+    from ..verification import verify_network
+
     if args.report is not None:
         _check_report(args)
     result = convert_file(
@@ -126,7 +137,7 @@ def _convert(args: argparse.Namespace) -> tuple[int, str]:
     return 0 if result.report.lossless else _LOST, '\n'.join(lines)
 
 
-def _account(result: FileConversion) -> dict:
+def _account(result: 'FileConversion') -> dict:
     """All that is known about a conversion, for JSON."""
     account = dict(
         report=asdict(result.report) | {'lossless': result.report.lossless},
@@ -141,7 +152,7 @@ def _account(result: FileConversion) -> dict:
 
 def _convert_parser(prog: str) -> argparse.ArgumentParser:
     description, _, examples = __doc__.partition('\n\n')
-    formats = '\n'.join(f'  {entry.name}: {entry.description}' for entry in FORMATS.values())
+    formats = '\n'.join(f'  {name}: {text}' for name, text in FORMAT_NAMES.items())
     parser = Parser(
         prog=prog,
         description=description,
@@ -154,7 +165,7 @@ def _convert_parser(prog: str) -> argparse.ArgumentParser:
         metavar='DST',
         help='file to write: .pth, .pt, .bin or .safetensors; for huggingface a folder',
     )
-    parser.add_argument('--to', required=True, choices=tuple(FORMATS), help='format to make')
+    parser.add_argument('--to', required=True, choices=tuple(FORMAT_NAMES), help='format to make')
     parser.add_argument(
         '--window-size',
         type=_window_size,
@@ -202,7 +213,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         '--from',
         dest='source',
         default='auto',
-        choices=('auto', *FORMATS),
+        choices=('auto', *FORMAT_NAMES),
         help='format of SRC (default: found out by the names)',
     )
     parser.add_argument(

@@ -9,11 +9,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
-
-from greenmim_mm.benchmark.complexity import HollowModel
-
 ROOT = Path(__file__).resolve().parents[2]
 _PLAIN = ('_base_', 'demo')
 
@@ -24,7 +19,7 @@ def recipes() -> list[str]:
     return [f'{p.parent.name}/{p.stem}' for p in paths if p.parent.name not in _PLAIN]
 
 
-def image_size(cfg: Config) -> tuple[int, int]:
+def image_size(cfg) -> tuple[int, int]:
     """Height and width of the image that a recipe's multiply-adds are counted for."""
     if cfg.default_scope == 'mmdet':
         return 800, 1280
@@ -36,6 +31,11 @@ def image_size(cfg: Config) -> tuple[int, int]:
 
 def count(name: str) -> dict:
     """Parameters and multiply-adds of a recipe's model."""
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+
+    from greenmim_mm.benchmark.complexity import HollowModel
+
     cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
     init_default_scope(cfg.default_scope)
     # What is counted does not start from anything.

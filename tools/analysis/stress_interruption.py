@@ -21,7 +21,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,6 +134,8 @@ def wait_for(work_dir: Path, iteration: int, process: subprocess.Popen) -> bool:
 
 def compare(whole: Path, killed: Path) -> None:
     """Raise ``RuntimeError`` unless two runs had the same losses and have the same weights."""
+    import torch
+
     expected, found = losses(whole), losses(killed)
     for step in range(1, EPOCHS * STEPS + 1):
         values = set(expected[step] + found.get(step, [float('nan')]))
