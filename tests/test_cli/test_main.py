@@ -27,7 +27,7 @@ def light(*arguments):
     'arguments',
     [
         *([], ['pretrain'], ['export'], ['embed'], ['knn'], ['reconstruct'], ['benchmark']),
-        *(['demo'], ['models'], ['train'], ['test']),
+        *(['demo'], ['models'], ['train'], ['test'], ['convert'], ['inspect']),
     ],
     ids=' '.join,
 )

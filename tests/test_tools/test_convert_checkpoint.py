@@ -16,8 +16,8 @@ from mmengine.logging import HistoryBuffer
 from timm.models.vision_transformer import VisionTransformer
 from torchvision.models import resnet18
 
+from greenmim_mm import verification
 from greenmim_mm.checkpoint import convert_state_dict, spelling
-from greenmim_mm.cli import convert
 from greenmim_mm.models import GreenMIMPretrainDecoder, GreenSwin
 from greenmim_mm.verification import VerificationError
 
@@ -212,7 +212,7 @@ def test_other_network_is_exit_code_1(capsys, tmp_path, monkeypatch, src):
     def differs(*args):
         raise VerificationError('this is not the same network')
 
-    monkeypatch.setattr(convert, 'verify_network', differs)
+    monkeypatch.setattr(verification, 'verify_network', differs)
     dst = tmp_path / 'swin.pth'
     message = refusal(capsys, src, dst, '--to', 'timm', '--verify', code=1)
     assert 'not the same network' in message
@@ -268,7 +268,7 @@ def test_missing_library(capsys, tmp_path, monkeypatch, src):
     def missing(*args):
         raise ImportError('--verify needs the package timm')
 
-    monkeypatch.setattr(convert, 'verify_network', missing)
+    monkeypatch.setattr(verification, 'verify_network', missing)
     message = refusal(capsys, src, tmp_path / 'x.pth', '--to', 'timm', '--verify')
     assert 'needs the package timm' in message
 
@@ -316,7 +316,7 @@ def test_signals_leave_nothing_behind(capsys, tmp_path, monkeypatch, src, number
     def interrupted(*args):
         os.kill(os.getpid(), getattr(signal, number))
 
-    monkeypatch.setattr(convert, 'verify_network', interrupted)
+    monkeypatch.setattr(verification, 'verify_network', interrupted)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as exit_info:
         tool.main([str(src), str(tmp_path / 'x.pth'), '--to', 'timm', '--verify'])
@@ -345,7 +345,7 @@ def test_too_little_memory(capsys, tmp_path, monkeypatch, src, error):
     def fails(*args):
         raise error
 
-    monkeypatch.setattr(convert, 'verify_network', fails)
+    monkeypatch.setattr(verification, 'verify_network', fails)
     message = refusal(capsys, src, tmp_path / 'x.pth', '--to', 'timm', '--verify')
     assert 'out of memory' in message
 
