@@ -50,8 +50,7 @@ class Stack:
 STACKS = {
     'maintained': Stack('maintained', 'onedl-mmcv', 'setuptools==81.*', (3, 12), ('segmentation',)),
     'openmmlab': Stack(
-        *('openmmlab', 'mmcv', 'setuptools<70', (3, 11)),
-        ('openmmlab-segmentation', 'openmmlab-tests'),
+        'openmmlab', 'mmcv', 'setuptools<70', (3, 11), ('openmmlab-segmentation', 'openmmlab-tests')
     ),
 }
 
@@ -75,10 +74,9 @@ def check_python(version: Sequence[int], stack: Stack, remedy: str) -> None:
 
 def pinned(requirements: str, name: str) -> str:
     """Return the line ``name==version`` of a requirements file, without comments."""
-    match = re.search(rf'^{re.escape(name)}==[^\s#]+', requirements, re.MULTILINE)
-    if match is None:
-        raise SetupError(f"the requirements of the stack must pin {name} as '{name}==VERSION'")
-    return match[0]
+    if match := re.search(rf'^{re.escape(name)}==[^\s#]+', requirements, re.MULTILINE):
+        return match[0]
+    raise SetupError(f"the requirements of the stack must pin {name} as '{name}==VERSION'")
 
 
 @dataclass(frozen=True)
@@ -339,10 +337,9 @@ def check_imports(venv: Environment, wheel: Path, device: str) -> None:
         wanted = 'opencv-python-headless' + (f'=={version.split()[-1]}' if found else '')
         label = 'installing opencv-python-headless: opencv-python needs a display library'
         venv.pip(label, *INSTALL, '--no-deps', '--force-reinstall', wanted)
-        fine, output = venv.run('-c', 'import cv2')
-        if not fine:
+        if not (result := venv.run('-c', 'import cv2'))[0]:
             hint = 'on Debian and Ubuntu try: apt-get install libgl1 libglib2.0-0'
-            raise SetupError(f'importing cv2 failed; {hint}', output)
+            raise SetupError(f'importing cv2 failed; {hint}', result[1])
     code = 'from mmcv.ops import nms, RoIAlign, get_compiling_cuda_version as cuda\nprint(cuda())'
     fine, output = venv.run('-c', code)
     if not fine or (device != 'cpu' and 'not available' in output):
