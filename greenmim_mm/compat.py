@@ -4,13 +4,16 @@
 of them lacks or calls otherwise is settled here.
 """
 
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverloadPacket
 from torch.nn.modules import module as _module
+from torch.utils._pytree import tree_map
 
 # Since torch 2.2 this has a public name.
 is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._utils.is_compiling
@@ -56,6 +59,30 @@ def extremes(value: Tensor) -> tuple[Tensor, Tensor]:
         return torch.aminmax(value)
     except RuntimeError:  # float16 on a CPU, in torch 2.1
         return torch.aminmax(value.float())
+
+
+def fakes_gather() -> bool:
+    """Whether fake tensors know the shape of what ``index_select`` writes; not in torch 2.1."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        try:
+            torch.index_select(torch.empty(2, 3), 0, torch.zeros(3).long(), out=torch.empty(3, 3))
+        except RuntimeError:
+            return False
+    return True
+
+
+def flops(packet: OpOverloadPacket, args: Sequence, kwargs: Mapping[str, Any], out: Any) -> int:
+    """Floating-point operations of an operator, as PyTorch counts them; 0 for what it does not."""
+    from torch.utils import flop_counter
+
+    if hasattr(flop_counter, 'flop_registry'):  # since torch 2.2
+        formula = flop_counter.flop_registry.get(packet)
+        return 0 if formula is None else formula(*args, **kwargs, out_val=out)
+    formula = flop_counter.flop_mapping.get(packet)
+    args, kwargs, out = tree_map(lambda x: getattr(x, 'shape', x), (args, dict(kwargs), out))
+    return 0 if formula is None else formula(*args, **kwargs, out_shape=out)
 
 
 def load_mapped(path: Path) -> Any:

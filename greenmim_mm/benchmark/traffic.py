@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
-from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from ..compat import fakes_gather, flops
 from ..ops import attention as group_attention_module
 from .candidates import Candidate, missing
 from .measure import kept_bytes
@@ -210,9 +210,8 @@ def _num_bytes(tensor: Tensor) -> int:
 
 
 def _flops(func: torch._ops.OpOverload, args: Sequence, kwargs: dict[str, Any], out: Any) -> int:
-    formula = flop_counter.flop_registry.get(func._overloadpacket)
     kwargs = {name: value for name, value in kwargs.items() if name != 'out'}
-    return 0 if formula is None else formula(*args, **kwargs, out_val=out)
+    return flops(func._overloadpacket, args, kwargs, out)
 
 
 @contextmanager
@@ -427,7 +426,15 @@ def run(
         devices: For which times are estimated.
         amp: As of :func:`count_step`.
         kernels: As of :func:`count_step`.
+
+    Raises:
+        ValueError: If this torch cannot do it.
     """
+    if not fakes_gather():
+        raise ValueError(
+            f'traffic counts on fake tensors, and those of torch {torch.__version__} do not know '
+            'all operators; use torch 2.2 or later'
+        )
     for c in candidates:
         result = Result(c.name, c.label, c.group, batch, failure=missing(c.needs))
         if not result.failure:
