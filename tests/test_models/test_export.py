@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,25 +18,6 @@ from torch import nn
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
 both = pytest.mark.parametrize('name', ['v1', 'v2'])
-
-
-@dataclass(frozen=True)
-class Made:
-    """Something that a function makes while it is traced, as a network makes its plans."""
-
-    value: float
-
-
-@pytest.fixture(scope='module')
-def dynamo():
-    """Skip where TorchDynamo does not take a class of ours, as in torch 2.1."""
-    torch._dynamo.reset()
-    try:
-        torch.compile(lambda x: x + Made(1.0).value, fullgraph=True, backend='eager')(torch.ones(1))
-    except torch._dynamo.exc.Unsupported:
-        pytest.skip('TorchDynamo of this torch traces no classes, and no plans')
-
-
 traced = pytest.mark.usefixtures('dynamo')
 
 FRESH = """
