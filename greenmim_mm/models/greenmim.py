@@ -101,18 +101,22 @@ class GreenMIM(BaseSelfSupervisor):
         """Dense features of whole images, ``(B, 3, H, W)`` to a tuple of maps."""
         return self.backbone(inputs)
 
-    def reconstruct(self, inputs: Tensor, mask: UnitMask | Tensor | np.ndarray) -> Tensor:
+    def reconstruct(
+        self, inputs: Tensor, mask: UnitMask | Tensor | np.ndarray, hidden_only: bool = False
+    ) -> Tensor:
         """Paint images of which only the visible units are seen.
 
         Args:
             inputs: ``(B, 3, H, W)``, sides divisible by 32.
             mask: Bool, True = masked, as :class:`~greenmim_mm.models.GreenSwin` takes it.
+            hidden_only: Paint the hidden units alone, as the loss wants it.
 
         Returns:
-            ``(B, L, 3072)`` prediction for every unit, pixels in the order row, column,
+            ``(B, L or hidden, 3072)`` prediction for the units, pixels in the order row, column,
             channel; normalised for each unit if the head has ``norm_pix``.
         """
-        return self.neck(self.backbone(inputs, mask), mask, unit_grid(*inputs.shape[-2:]))
+        grid = unit_grid(*inputs.shape[-2:])
+        return self.neck(self.backbone(inputs, mask), mask, grid, hidden_only=hidden_only)
 
     def loss(
         self, inputs: Tensor, data_samples: list[DataSample] | None = None, **kwargs
@@ -132,7 +136,7 @@ class GreenMIM(BaseSelfSupervisor):
     def masked_loss(self, inputs: Tensor, mask: UnitMask | Tensor | np.ndarray) -> Tensor:
         """The loss for a given mask, as :meth:`reconstruct` takes it."""
         mask, target = self._hidden(inputs, mask)
-        prediction = self.neck(self.backbone(inputs, mask), mask, hidden_only=True)
+        prediction = self.reconstruct(inputs, mask, hidden_only=True)
         prediction = prediction.reshape(len(target), 1, -1)
         return self.head.loss(prediction, target, prediction.new_ones(len(target), 1))
 

@@ -42,12 +42,12 @@ class ScrambledGreenMIM(GreenMIM):
         super().__init__(**kwargs)
         self.order = np.random.default_rng(0)
 
-    def reconstruct(self, inputs: Tensor, mask: np.ndarray) -> Tensor:
+    def reconstruct(self, inputs: Tensor, mask: np.ndarray, hidden_only: bool = False) -> Tensor:
         """As the parent's, the features in the order of a random noise."""
         rows, columns = (side // UNIT_SIZE for side in inputs.shape[-2:])
         features = self.backbone(inputs, mask)
         order = torch.from_numpy(self.order.permutation(features.shape[1]))
-        return self.neck(features[:, order], mask, (rows, columns))
+        return self.neck(features[:, order], mask, (rows, columns), hidden_only=hidden_only)
 
 
 def build_model(study: Study, method: str) -> nn.Module:
