@@ -12,7 +12,7 @@ import torch
 from mini_swins import ARCH, MODELS, images, make, mask, randomised, run
 from mmdet.registry import MODELS as DETECTORS
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope
 from torch import nn
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -137,8 +137,8 @@ def test_onnx_of_mask_rcnns_backbone_and_neck(network, tmp_path):
     config = Config.fromfile(recipe)
     config.model.backbone.update(arch=ARCH, init_cfg=None)
     config.model.neck.in_channels = [32, 64, 128, 256]
-    init_default_scope(config.default_scope)
-    model = Features(randomised(DETECTORS.build(config.model))).eval()
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        model = Features(randomised(DETECTORS.build(config.model))).eval()
     x = torch.randn(1, 3, 256, 352)
     found = through_onnxruntime(model, x, tmp_path / 'detector.onnx')
     expected = model(x)
