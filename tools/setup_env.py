@@ -59,8 +59,8 @@ class SetupError(RuntimeError):
     """A failure that the user can act on; its message says how, and quotes the end of an output."""
 
     def __init__(self, message: str, output: str = '') -> None:
-        lines = output.strip().splitlines()[-25:]
-        super().__init__('\n  | '.join([message, *(line[:300] for line in lines)]))
+        end = (line[:300] for line in output.strip().splitlines()[-25:])
+        super().__init__('\n  | '.join([message, *end]))
 
 
 def check_python(version: Sequence[int], stack: Stack, remedy: str) -> None:
@@ -261,15 +261,14 @@ def ensure_venv(venv: Environment) -> None:
     if venv.python.exists():
         fine, told = venv.run('-c', 'import pip, sys; print(*sys.version_info[:2])')
         if fine:
-            version = [int(part) for part in told.split()]
-            return check_python(version, venv.stack, f'Remove {folder} and try again.')
+            remedy = f'Remove {folder} and try again.'
+            return check_python([*map(int, told.split())], venv.stack, remedy)
     print(f'making {folder} with Python {sys.version.split()[0]} ...', flush=True)
     command = [sys.executable, '-m', 'venv', '--clear', str(folder)]
-    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if result.returncode:
+    pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if (result := subprocess.run(command, **pipes, text=True)).returncode:
         hint = f'on Debian, Ubuntu: apt-get install python3.{sys.version_info[1]}-venv'
-        told = result.stdout + result.stderr
-        raise SetupError(f'{sys.executable} cannot make an environment ({hint})', told)
+        raise SetupError(f'{sys.executable} cannot make an environment ({hint})', result.stdout)
 
 
 def build_wheel(venv: Environment, mmcv: str, probe: Probe, device: str, folder: Path) -> Path:
@@ -315,8 +314,8 @@ def install_mmcv(venv: Environment, requirement: str) -> tuple[Path, str]:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'lock').touch()
     except OSError as error:
-        hint = 'set GREENMIM_MM_CACHE to one that can'
-        raise SetupError(f'{folder} cannot be written ({error.strerror}); {hint}') from None
+        told = f'{folder} cannot be written ({error.strerror})'
+        raise SetupError(f'{told}; set GREENMIM_MM_CACHE to one that can') from None
     with locked(folder / 'lock'):
         wheel = next(filter(wheel_has_ops, sorted(folder.glob('*.whl'))), None)
         wheel = wheel or build_wheel(venv, requirement, probe, device, folder)
@@ -325,7 +324,7 @@ def install_mmcv(venv: Environment, requirement: str) -> tuple[Path, str]:
 
 
 def check_imports(venv: Environment, wheel: Path, device: str) -> None:
-    """See that cv2 and mmcv's operators can be imported; drop a wheel whose operators cannot.
+    """See that cv2 and mmcv can be imported; drop a wheel whose operators alone cannot.
 
     mmcv requires opencv-python, and one of mmdet's requirements opencv-python-headless. Both unpack
     into the same folder, and whichever came last wins. The former needs libGL, which servers and
@@ -337,9 +336,10 @@ def check_imports(venv: Environment, wheel: Path, device: str) -> None:
         wanted = 'opencv-python-headless' + (f'=={version.split()[-1]}' if found else '')
         label = 'installing opencv-python-headless: opencv-python needs a display library'
         venv.pip(label, *INSTALL, '--no-deps', '--force-reinstall', wanted)
-        if not (result := venv.run('-c', 'import cv2'))[0]:
-            hint = 'on Debian and Ubuntu try: apt-get install libgl1 libglib2.0-0'
-            raise SetupError(f'importing cv2 failed; {hint}', result[1])
+    hints = dict(cv2='; on Debian, Ubuntu: apt-get install libgl1 libglib2.0-0', mmcv='')
+    for name, hint in hints.items():
+        if not (result := venv.run('-c', f'import {name}'))[0]:
+            raise SetupError(f'importing {name} failed{hint}', result[1])
     code = 'from mmcv.ops import nms, RoIAlign, get_compiling_cuda_version as cuda\nprint(cuda())'
     fine, output = venv.run('-c', code)
     if not fine or (device != 'cpu' and 'not available' in output):

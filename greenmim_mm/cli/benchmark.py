@@ -93,7 +93,7 @@ def _plan(args: argparse.Namespace) -> Callable:
     """Check the options of a command, and make what measures, given ``results`` and ``log``."""
     import torch
 
-    from ..benchmark import candidates, dense, grouping, measure, pretrain, traffic
+    from ..benchmark import candidates, dense, grouping, measure, pretrain, roofline, traffic
     from ..ops import check_mask_ratio, unit_grid
 
     if args.device.type == 'cuda' and not torch.cuda.is_available():
@@ -109,7 +109,7 @@ def _plan(args: argparse.Namespace) -> Callable:
         return partial(_run_data, args.images, **{name: getattr(args, name) for name in names})
     if args.command == 'traffic':
         changes = dict(peak=args.peak, bandwidth=args.bandwidth, launch=args.launch)
-        devices = [traffic.device(name, **changes) for name in args.roofline]
+        devices = [roofline.device(name, **changes) for name in args.roofline]
         selected = candidates.select(args.models)
         options = dict(batch=args.batch, devices=devices, amp=args.amp, kernels=args.kernels)
         return partial(traffic.run, candidates=selected, **options)

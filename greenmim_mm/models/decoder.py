@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..ops import UNIT_SIZE, UnitMask, as_unit_mask, to_device
 from ..registry import MODELS
-from .layers import check_types, layer_norm
+from .arguments import check_types
+from .layers import layer_norm
 
 # MAE's (He et al., CVPR 2022) and the authors' of GreenMIM.
 _WAVELENGTHS = (2 * math.pi, 2 * math.pi * 10000.0)
@@ -168,25 +169,21 @@ class GreenMIMPretrainDecoder(BaseModule):
         places = np.full(len(mask.hidden), len(visible))
         places[visible] = np.arange(len(visible))
         positions = sincos_position_embedding(
-            mask.grid, self.mask_token.shape[2], x.device, self.position_wavelengths
+            mask.grid, self.mask_token.shape[2], self.position_wavelengths
         )
-        hidden = to_device(mask.hidden_units, x.device)
-        return to_device(places, x.device), positions, hidden
+        return tuple(to_device(part, x.device) for part in (places, positions, mask.hidden_units))
 
 
+# Numbers are kept and no tensors: what is made under a fake mode serves nobody else.
 @lru_cache(maxsize=32)
 def sincos_position_embedding(
-    grid: tuple[int, int],
-    dim: int,
-    device: torch.device,
-    wavelengths: tuple[float, float] = _WAVELENGTHS,
-) -> Tensor:
+    grid: tuple[int, int], dim: int, wavelengths: tuple[float, float] = _WAVELENGTHS
+) -> np.ndarray:
     """Fixed 2D sine-cosine positions (as MAE, He et al., has them).
 
     Args:
         grid: Rows and columns.
         dim: Width, divisible by 4.
-        device: Where to keep it.
         wavelengths: Shortest and longest (which is not reached), in places.
 
     Returns:
@@ -194,12 +191,8 @@ def sincos_position_embedding(
         wavelengths in geometric progression.
     """
     shortest, longest = wavelengths
-    with torch.inference_mode(False):
-        shares = torch.arange(dim // 4, dtype=torch.float64) / (dim // 4)
-        frequency = 2 * math.pi / shortest * (longest / shortest) ** -shares
-        row, column = (
-            position.flatten().to(torch.float64)[:, None] * frequency
-            for position in torch.meshgrid(*map(torch.arange, grid), indexing='ij')
-        )
-        table = torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], dim=1)
-        return table.float().to(device)
+    shares = np.arange(dim // 4) / (dim // 4)
+    frequency = 2 * math.pi / shortest * (longest / shortest) ** -shares
+    row, column = (place.reshape(-1, 1) * frequency for place in np.indices(grid))
+    parts = [np.sin(column), np.cos(column), np.sin(row), np.cos(row)]
+    return np.concatenate(parts, axis=1).astype(np.float32)

@@ -30,13 +30,13 @@ from ..ops import (
     visible_tokens,
 )
 from ..registry import MODELS
+from .arguments import check_types, find_arch, image_sides, window_sides
 from .layers import (
     PatchEmbed,
     PatchMerging,
     SwinBlock,
     SwinStage,
     WindowMSA,
-    check_types,
     layer_norm,
 )
 
@@ -151,12 +151,12 @@ class GreenSwin(BaseModule):
         check_types('a list of integers', out_indices=out_indices)
         if sequential_groups is not None:
             check_types('an integer', sequential_groups=sequential_groups)
-        self.arch = _find_arch(arch, self.archs, self.optional_arch_keys)
+        self.arch = find_arch(arch, self.archs, self.optional_arch_keys)
         self.embed_dims = self.arch['embed_dims']
         self.depths, self.num_heads = tuple(self.arch['depths']), tuple(self.arch['num_heads'])
         num_stages = len(self.depths)
-        self.window_sizes = _check_window_size(window_size, num_stages)
-        self.img_size = _check_img_size(img_size)
+        self.window_sizes = window_sides(window_size, num_stages)
+        self.img_size = image_sides(img_size)
         if in_channels < 1 or not 0 < mlp_ratio < float('inf'):
             raise ValueError(
                 f'in_channels={in_channels} and mlp_ratio={mlp_ratio} must be positive'
@@ -457,55 +457,3 @@ def _block_with_cp(with_cp: bool | int | str, block: int) -> bool | str:
     if with_cp == 'mlp' or not with_cp:
         return with_cp or False
     return (block + 1) % with_cp == 0
-
-
-def _find_arch(arch: str | dict, archs: dict[str, dict], optional: dict[str, Any]) -> dict:
-    """The settings of an architecture by name, or the dict itself if it has the right keys.
-
-    Raises:
-        TypeError: If a setting is of a wrong type.
-        ValueError: If the name is unknown, keys are missing or too many, or numbers make no sense.
-    """
-    if isinstance(arch, str):
-        if arch.lower() not in archs:
-            raise ValueError(f'arch={arch!r} is unknown; use one of {list(archs)} or a dict')
-        return archs[arch.lower()]
-    keys = tuple(next(iter(archs.values())))
-    if not isinstance(arch, dict) or set(optional | arch) != set(keys):
-        raise ValueError(f'arch={arch!r} must be one of {list(archs)} or a dict with keys {keys}')
-    embed_dims, depths, num_heads = (arch[key] for key in ('embed_dims', 'depths', 'num_heads'))
-    check_types('an integer', **{'arch.embed_dims': embed_dims})
-    check_types('a list of integers', **{'arch.depths': depths, 'arch.num_heads': num_heads})
-    if not len(depths) == len(num_heads) == 4 or min(*depths, *num_heads, embed_dims) < 1:
-        raise ValueError(
-            f'arch={arch!r}: depths and num_heads need four positive integers each, embed_dims one'
-        )
-    for stage, heads in enumerate(num_heads):
-        if (embed_dims << stage) % heads:
-            raise ValueError(
-                f'arch={arch!r}: the {embed_dims << stage} channels of stage {stage} cannot be '
-                f'split into {heads} heads'
-            )
-    for key in optional:
-        if not isinstance(arch.get(key, 0), int) or arch.get(key, 0) < 0:
-            raise ValueError(f'arch has {key}={arch[key]}; it must be an integer, 0 for none')
-    return optional | arch
-
-
-def _check_window_size(window_size: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
-    single = not isinstance(window_size, Sequence)
-    sizes = (window_size,) * num_stages if single else tuple(window_size)
-    if len(sizes) != num_stages or any(not isinstance(s, int) or s < 1 for s in sizes):
-        raise ValueError(
-            f'window_size={window_size} must be a positive integer or {num_stages} of them, one '
-            'per stage'
-        )
-    return sizes
-
-
-def _check_img_size(img_size: int | Sequence[int]) -> tuple[int, int]:
-    single = not isinstance(img_size, Sequence)
-    size = (img_size, img_size) if single else tuple(img_size)
-    if len(size) != 2 or any(not isinstance(s, int) or s < 1 for s in size):
-        raise ValueError(f'img_size={img_size} must be a positive integer or (height, width)')
-    return size

@@ -8,8 +8,7 @@ The ``forward`` of each module is the layer as one would write it down. Where :f
 allows, a block takes the module's ``fused`` method instead: the same numbers, less memory.
 """
 
-from collections.abc import Callable, Sequence
-from numbers import Integral, Real
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,38 +25,10 @@ from ..ops import (
     norm_linear,
     relative_position_index,
 )
+from .arguments import check_types
 from .lean import Parts, lean
 
 Norm = Callable[..., nn.LayerNorm]
-
-
-def _is_integer(value: Any) -> bool:
-    # To Python a bool is one.
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-_KINDS: dict[str, Callable[[Any], bool]] = {
-    'an integer': _is_integer,
-    'a number': lambda value: isinstance(value, Real) and not isinstance(value, bool),
-    'True or False': lambda value: isinstance(value, bool),
-    'a list of integers': lambda value: (
-        isinstance(value, Sequence) and all(_is_integer(item) for item in value)
-    ),
-}
-
-
-def check_types(kind: str, **arguments: Any) -> None:
-    """Raise ``TypeError`` with the name of the first argument that is not of a kind.
-
-    Configs are written by hand and by command lines: a number in quotes is soon there.
-
-    Args:
-        kind: 'an integer', 'a number', 'True or False' or 'a list of integers'.
-        arguments: Values by name.
-    """
-    for name, value in arguments.items():
-        if not _KINDS[kind](value):
-            raise TypeError(f'{name}={value!r} must be {kind}')
 
 
 def layer_norm(norm_cfg: dict | None, eps: float = 1e-5) -> Norm:

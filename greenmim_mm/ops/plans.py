@@ -194,11 +194,13 @@ class AttentionPlan:
         """Rows of projected tokens: ``N``, or ``N + 1`` with the padding token behind them."""
         return self.slot.shape[0] + (0 if self.padding is None else 1)
 
+    # Kept with the plan, which inference may have asked first: a later training step needs no
+    # tensors of inference mode.
     @cached_property
+    @torch.inference_mode(False)
     def by_position(self) -> 'AttentionPlan':
         """The same plan with slots counted position by position, the groups of each in turn."""
         groups, size = self.window.shape
-
         place = torch.arange(groups * size, device=self.slot.device).view(size, groups).t()
         place = place.flatten()
 

@@ -6,12 +6,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
-from greenmim_mm.benchmark import traffic
 from greenmim_mm.benchmark.candidates import Candidate, GreenMIMStep, mae, simmim
 from greenmim_mm.benchmark.measure import kept_bytes
 from greenmim_mm.benchmark.traffic import (
-    Device,
-    Launch,
     Total,
     TrafficCounter,
     count_step,
@@ -235,23 +232,3 @@ def test_peers(build, arch, side, parts):
     assert parts | {'loss', 'residual'} <= {launch.part for launch in launches}
     products = sum(x.flops for x in launches if x.part in ('attention', 'MLP', 'decoder'))
     assert products > 0.8 * sum(x.flops for x in launches)
-
-
-def test_roofline_takes_the_slowest_of_three():
-    device = Device('test', peak=100.0, bandwidth=10.0, launch=0.5)
-    launches = [
-        Launch('arithmetic', '', 400, 1, 1),
-        Launch('bytes', '', 0, 10, 20),
-        Launch('launch', '', 1, 1, 1),
-    ]
-    assert device.seconds(launches, 1.0) == 4 + 3 + 0.5
-    assert device.seconds(launches, 0.5) == 4 + 1.5 + 0.5
-
-
-def test_devices_by_name():
-    assert traffic.device('rtx 4090') == traffic.device('RTX-4090') == traffic.device('RTX4090')
-    given = traffic.device('h100', peak=600, bandwidth=3, launch=2)
-    assert (given.name, given.peak, given.bandwidth) == ('H100', 600e12, 3e12)
-    assert given.launch == pytest.approx(2e-6)
-    with pytest.raises(ValueError, match='no device is named TPU; there are H100, A100, RTX4090'):
-        traffic.device('TPU')

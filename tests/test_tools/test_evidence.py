@@ -26,7 +26,7 @@ from study.design import (  # noqa: E402
     cells,
     version,
 )
-from study.export import export  # noqa: E402
+from study.export import DEMO_CHECKPOINT, carried_weights, export  # noqa: E402
 from study.pictures import paint  # noqa: E402
 from study.probe import box_features, load_backbone, probe  # noqa: E402
 from study.report import Spread, gains, page, read_all, write_report  # noqa: E402
@@ -349,6 +349,15 @@ def test_a_seed_has_annotated_images_of_its_own(places):
         build_config(TINY, places, Cell('detect', 'scratch', 0, 11))
     with pytest.raises(StudyError, match='run the pre-training first'):
         build_config(TINY, places, Cell('detect', 'simmim', 0, 10))
+
+
+def test_carried_weights_stand_for_the_pretraining_they_come_from_alone():
+    study = Study()
+    assert carried_weights(study, 'greenmim', 0, 4) == DEMO_CHECKPOINT
+    for method, seed, length in (('greenmim', 0, 2), ('greenmim', 1, 4), ('simmim', 0, 4)):
+        assert carried_weights(study, method, seed, length) is None
+    other = replace(study, pretrain=replace(study.pretrain, lr_matrices=1e-3))
+    assert carried_weights(other, 'greenmim', 0, 4) is None
 
 
 def test_report_says_what_was_not_run(tmp_path):

@@ -335,6 +335,13 @@ def test_operators_that_do_not_load_are_dropped(stage, capsys):
     assert [path.name for path in wheels(stage)] == ['lock']
 
 
+def test_a_fault_of_other_packages_costs_no_wheel(stage, capsys):
+    (stage / 'fail').write_text('-c import mmcv')
+    assert setup_env.main([]) == 1
+    assert 'importing mmcv failed' in capsys.readouterr().err
+    assert sorted(path.name for path in wheels(stage)) == ['lock', 'mmcv.whl']
+
+
 def test_folder_that_is_no_environment_is_left_alone(stage, capsys):
     (stage / '.venv/pyvenv.cfg').unlink()
     assert setup_env.main([]) == 1

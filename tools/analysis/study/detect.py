@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 
 from .data import build_data
 from .design import Cell, Study, StudyError
+from .export import carried_weights
 from .pretrain import milestone_path
 from .results import ROOT, Places, working_at, write_result
 
@@ -43,6 +44,8 @@ def detect(study: Study, places: Places, cell: Cell, report: bool = True) -> dic
         values = dict(iterations=cfg.train_cfg.max_iters, dev=read_curve(folder))
         if report:
             metrics = runner.test()
+            if start := cfg.model.backbone.get('init_cfg'):
+                values['weights'] = Path(start.checkpoint).name
             values |= {name: metrics[key] for name, key in _METRICS.items()}
             write_result(places, study, cell, values)
     return values
@@ -103,6 +106,10 @@ def build_config(study: Study, places: Places, cell: Cell) -> Config:
     if cell.start != 'scratch':
         last = study.pretrain.steps[cell.start] * cell.length
         weights = milestone_path(study, places, cell.start, settings.pretrained_seed, last)
+        if not weights.exists():
+            # One pre-training is carried by the repository, in half precision.
+            seed, length = settings.pretrained_seed, cell.length
+            weights = carried_weights(study, cell.start, seed, length) or weights
         if not weights.exists():
             raise StudyError(f'{cell.name}: no weights {weights}; run the pre-training first')
         cfg.model.backbone.init_cfg = dict(

@@ -12,6 +12,16 @@ from .results import ROOT, Places, read_result
 DEMO_CHECKPOINT = ROOT / 'configs/demo/greenmim_swin-mini-w4_digits-128px.pth'
 
 
+def carried_weights(study: Study, method: str, seed: int, length: int) -> Path | None:
+    """The repository's checkpoint if it is what that pre-training would give, else None."""
+    if not DEMO_CHECKPOINT.exists() or (method, seed) != ('greenmim', study.detect.pretrained_seed):
+        return None
+    meta = torch.load(DEMO_CHECKPOINT, weights_only=True)['meta']
+    found = meta['study'], meta['steps']
+    wanted = version(study, Cell('pretrain', method, seed)), study.pretrain.steps[method] * length
+    return DEMO_CHECKPOINT if found == wanted else None
+
+
 def export(study: Study, places: Places, path: Path = DEMO_CHECKPOINT) -> str:
     """Write the weights of the study's longest GreenMIM pre-training in half precision.
 
