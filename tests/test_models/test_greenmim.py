@@ -198,8 +198,8 @@ def test_no_other_mode_stays_behind(mode):
     decoder = GreenMIMPretrainDecoder(8, 52, decoder_num_heads=4)
     mask = random_mask(21, 0.5, np.random.default_rng(0))
     with mode():
-        GreenMIMPretrainDecoder(8, 52, decoder_num_heads=4)(torch.rand(1, 11, 8), mask, (3, 7))
-    decoder(torch.rand(1, 11, 8), mask, (3, 7)).sum().backward()
+        GreenMIMPretrainDecoder(8, 52, decoder_num_heads=4)(torch.rand(1, 10, 8), mask, (3, 7))
+    decoder(torch.rand(1, 10, 8), mask, (3, 7)).sum().backward()
     assert {type(p.grad) for p in decoder.parameters() if p.requires_grad} == {torch.Tensor}
 
 
