@@ -1,5 +1,6 @@
-"""Pictures of what a pre-trained model paints."""
+"""Pictures: what a pre-trained model paints, and how windows are packed into groups."""
 
+from .packing import draw_packing
 from .reconstruction import (
     check_picture_path,
     find_images,
@@ -13,6 +14,7 @@ from .reconstruction import (
 
 __all__ = [
     'check_picture_path',
+    'draw_packing',
     'find_images',
     'load_model',
     'panel_titles',

@@ -10,6 +10,8 @@ Example:
     python tools/analysis/fuzz_checkpoints.py --cases 2000
 """
 
+from __future__ import annotations
+
 import argparse
 import ctypes
 import json
@@ -28,18 +30,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
-from greenmim_mm.checkpoint import (
-    CheckpointError,
-    convert_file,
-    inspect_checkpoint,
-    load_checkpoint,
-)
-from greenmim_mm.models import GreenSwin
+if TYPE_CHECKING:  # imported where it is used: `--help` is quick without
+    from torch import Tensor
 
 ARCH = dict(embed_dims=32, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8))
 MAX_SECONDS, MAX_MEMORY = 5, 4
@@ -90,6 +84,12 @@ class Result:
 
 def make_originals(folder: Path, arch: dict = ARCH) -> list[Original]:
     """Write two files of each format, whose weights differ."""
+    import torch
+    from safetensors.torch import save_file
+
+    from greenmim_mm.checkpoint import convert_file, load_checkpoint
+    from greenmim_mm.models import GreenSwin
+
     for index, side in enumerate(('first', 'twin')):
         torch.manual_seed(index)
         (folder / side).mkdir(parents=True)
@@ -296,6 +296,10 @@ def _status(name: str) -> int:
 
 
 def _read(original: Original, path: Path) -> tuple[str, str | None, str]:
+    import torch
+
+    from greenmim_mm.checkpoint import CheckpointError, inspect_checkpoint, load_checkpoint
+
     try:
         checkpoint = load_checkpoint(path)
         found, checked = checkpoint.state_dict, checkpoint.checked
@@ -321,6 +325,8 @@ def read_apart(original: Original, path: Path, whole: Path, size: int) -> Result
             counted to a new process when it first comes to them.
         size: Bytes of the damaged file.
     """
+    import torch
+
     receiver, sender = os.pipe()
     child = os.fork()
     if child == 0:
@@ -421,6 +427,8 @@ def main() -> None:
     parser.add_argument('--cases', type=int, default=2000, help='damaged files (default 2000)')
     parser.add_argument('--seed', type=int, default=0, help='of the damage (default 0)')
     args = parser.parse_args()
+    import torch
+
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix='fuzz_checkpoints_') as folder:
         counts, failures, largest = run(args.cases, args.seed, Path(folder), progress=True)

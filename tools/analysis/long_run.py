@@ -24,8 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from greenmim_mm.demo.data import DemoDataConfig, build_demo_data
-
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = dict(
     pretrain='greenmim_swin-mini-w4_1xb16-coslr_digits-128px',
@@ -194,6 +192,8 @@ def main() -> None:
     parser.add_argument('--pretrain', type=int, default=3000, help='steps (default 3000)')
     parser.add_argument('--detect', type=int, default=500, help='steps (default 500)')
     args = parser.parse_args()
+    from greenmim_mm.demo.data import DemoDataConfig, build_demo_data
+
     # As an exception, so that the run does not outlive this.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     grown = False

@@ -20,9 +20,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS, STEPS, BATCH = 3, 8, 2
 CONFIG = """
@@ -49,6 +46,9 @@ log_processor = dict(window_size=1)
 
 def make_images(folder: Path, count: int) -> None:
     """Write smooth random pictures."""
+    import numpy as np
+    from PIL import Image
+
     folder.mkdir()
     rng = np.random.default_rng(0)
     for index in range(count):

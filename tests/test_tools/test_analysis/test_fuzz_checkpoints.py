@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from greenmim_mm import checkpoint
 from greenmim_mm.checkpoint import reading
 
 PATH = Path(__file__).resolve().parents[3] / 'tools/analysis/fuzz_checkpoints.py'
@@ -66,14 +67,14 @@ def test_the_check_can_fail(tmp_path, monkeypatch):
         (lambda: bytearray(b'x' * (10 * len(end))), 'took .* bytes'),
     ):
         with monkeypatch.context() as patch:
-            read = tool.load_checkpoint
+            read = checkpoint.load_checkpoint
 
             def changed(path, action=action, read=read):
                 if path != whole:
                     action()
                 return read(path)
 
-            patch.setattr(tool, 'load_checkpoint', changed)
+            patch.setattr(checkpoint, 'load_checkpoint', changed)
             patch.setattr(tool, 'MAX_SECONDS', 1)
             found = failure(original.data)
             assert found and re.search(message, found), found
