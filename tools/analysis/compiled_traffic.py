@@ -81,7 +81,7 @@ def count(name: str, batch: int) -> dict[str, list[Graph]]:
         with planned_graphs() as graphs, kernels_of_cuda():
             with patch.object(attention, '_best_backend', choose):
                 try:
-                    torch.compile(module)(*arguments)
+                    torch.compile(module, dynamic=False)(*arguments)
                 except _Planned:
                     pass
         found[part] = graphs

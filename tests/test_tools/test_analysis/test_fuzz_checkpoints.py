@@ -46,7 +46,7 @@ def test_damaged_files(tmp_path):
 
 
 def test_the_check_can_fail(tmp_path, monkeypatch):
-    original = tool.make_originals(tmp_path / 'whole', dict(tool.ARCH, embed_dims=8))[1]
+    original = tool.make_originals(tmp_path / 'whole', dict(tool.ARCH, embed_dims=16))[1]
     whole = tmp_path / 'whole/first' / original.name
     assert original.name == 'ours.safetensors'
 
