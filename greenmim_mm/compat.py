@@ -17,8 +17,12 @@ from torch.utils._pytree import tree_map
 
 # Since torch 2.2 this has a public name.
 is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._utils.is_compiling
-# Before torch 2.7 an exporter cannot be told from a compiler, nor need it be.
-is_exporting = getattr(torch.compiler, 'is_exporting', bool)
+
+
+def is_exporting() -> bool:
+    """Whether torch.export traces; before torch 2.7 it cannot be told from a compiler."""
+    # Dynamo takes torch.compiler.is_exporting for True in whatever it compiles; the flag is true.
+    return getattr(torch.compiler, '_is_exporting_flag', False)
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:

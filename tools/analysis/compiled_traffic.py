@@ -32,6 +32,8 @@ class _Planned(Exception):
 @contextmanager
 def planned_graphs() -> Iterator[list[Graph]]:
     """Inside the block TorchInductor stops when it has planned its kernels, and notes them."""
+    from torch._functorch import config as autograd
+    from torch._inductor import config as inductor
     from torch._inductor.graph import GraphLowering
     from torch._inductor.scheduler import NopKernelSchedulerNode
 
@@ -50,7 +52,9 @@ def planned_graphs() -> Iterator[list[Graph]]:
         graphs.append(Graph(graph.count_bytes()[0], kernels))
         return Stop()
 
-    with patch.object(GraphLowering, 'compile_to_module', plan):
+    # What is not compiled must not be found in a cache, by anybody.
+    caches = inductor.patch(fx_graph_cache=False), autograd.patch(enable_autograd_cache=False)
+    with caches[0], caches[1], patch.object(GraphLowering, 'compile_to_module', plan):
         yield graphs
 
 
