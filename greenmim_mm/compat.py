@@ -25,6 +25,12 @@ def is_exporting() -> bool:
     return getattr(torch.compiler, '_is_exporting_flag', False)
 
 
+def compiles_functions() -> bool:
+    """Whether a compiler is at work that takes ``torch.autograd.Function`` apart."""
+    # Not tried with those before torch 2.7.
+    return is_compiling() and not is_exporting() and hasattr(torch.compiler, 'is_exporting')
+
+
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """dtype of autocast on a kind of device; None where it is off."""
     if hasattr(torch, 'get_autocast_dtype'):  # since torch 2.4

@@ -9,11 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..compat import is_compiling, is_exporting
+from ..compat import compiles_functions, is_compiling, is_exporting
 from .cosine import ScaledInPlace, scaled_queries_and_keys
 from .plans import AttentionPlan
 from .recompute import differentiable_gradients, recompute_obstacle, without_autocast
-from .slots import IntoSlots, OutOfSlots, into_slots, out_of_slots, split_heads
+from .slots import (
+    IntoSlots,
+    OutOfSlots,
+    compiled_into_slots,
+    compiled_out_of_slots,
+    into_slots,
+    out_of_slots,
+    split_heads,
+)
 
 BACKENDS = ('fused', 'recompute', 'sdpa', 'math', 'reference')
 
@@ -77,9 +85,14 @@ def group_attention(
             q, k, v = split_heads(qkv, heads)
             if scale is not None:
                 q, k = scaled_queries_and_keys(q, k, scale)
-            q, k, v = (into_slots(x, plan.token) for x in (q, k, v))
+            compiled = compiles_functions() and plan.padding is None
+            if compiled:
+                q, k, v = (compiled_into_slots(x, plan) for x in (q, k, v))
+            else:
+                q, k, v = (into_slots(x, plan.token) for x in (q, k, v))
             out = _plain(q, k, v, bias_table, plan, groups_at_a_time, _PLAIN[backend])
-            return out_of_slots(out, plan.slot).flatten(2)
+            out = compiled_out_of_slots(out, plan) if compiled else out_of_slots(out, plan.slot)
+            return out.flatten(2)
         # For the fused kernel a slot's heads stay beside each other: one row.
         layout, kernel = (1, _fused) if backend == 'fused' else (heads, _Recomputed.apply)
         plan = plan.by_position if backend == 'fused' else plan

@@ -1,8 +1,8 @@
 """Projected tokens into the slots of a plan and back: one gather each, in the backward pass, too.
 
 A token sits in one slot, so the gradient of a gather is a gather, where autograd would fill zeros
-and add. The functions here are for eager mode; transforms and compilers get :func:`into_slots` and
-:func:`out_of_slots`, which they understand.
+and add. :class:`IntoSlots` and :class:`OutOfSlots` are for eager mode. Transforms and exporters get
+:func:`into_slots` and :func:`out_of_slots`, which they understand, and compilers :class:`Gather`.
 """
 
 import torch
@@ -24,6 +24,40 @@ def out_of_slots(slots: Tensor, slot: Tensor) -> Tensor:
 def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
     """``(B, R, 3 * C)`` to query, key and value, ``(B, R, heads, C / heads)`` each; views."""
     return qkv.unflatten(2, (3, heads, -1)).unbind(2)
+
+
+class Gather(torch.autograd.Function):
+    """``x.index_select(dim, index)`` for a compiler, which so writes no zeros to add gradients to.
+
+    ``back`` finds, for each row of ``x``, the one place that it went to. Rows that are not ``kept``
+    (bool, along ``dim``, the last but one) went nowhere; None: all went somewhere.
+    """
+
+    @staticmethod
+    def forward(ctx, x, dim, index, back, kept):
+        ctx.dim, ctx.has_rest = dim, kept is not None
+        ctx.save_for_backward(back, back if kept is None else kept)
+        return x.index_select(dim, index)
+
+    @staticmethod
+    def backward(ctx, grad):
+        back, kept = ctx.saved_tensors
+        rows = grad.index_select(ctx.dim, back)
+        if ctx.has_rest:
+            rows = torch.where(kept[:, None], rows, 0)
+        return rows, None, None, None, None
+
+
+def compiled_into_slots(tokens: Tensor, plan: AttentionPlan) -> Tensor:
+    """:func:`into_slots` by :class:`Gather`; for plans without a padding token."""
+    return Gather.apply(tokens.permute(0, 2, 1, 3), 2, plan.token, plan.slot, None)
+
+
+def compiled_out_of_slots(slots: Tensor, plan: AttentionPlan) -> Tensor:
+    """:func:`out_of_slots` by :class:`Gather`; for plans without a padding token."""
+    # Not by plan.idle: whether a mask leaves idle slots, and how many, is no reason to compile.
+    kept = plan.window.flatten() >= 0
+    return Gather.apply(slots, 2, plan.slot, plan.token, kept).permute(0, 2, 1, 3)
 
 
 class IntoSlots(torch.autograd.Function):
