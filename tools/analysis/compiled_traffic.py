@@ -56,9 +56,14 @@ def planned_graphs() -> Iterator[list[Graph]]:
         graphs.append(Graph(graph.count_bytes()[0], kernels))
         return Stop()
 
-    # What is not compiled must not be found in a cache, by anybody.
-    caches = inductor.patch(fx_graph_cache=False), autograd.patch(enable_autograd_cache=False)
-    with caches[0], caches[1], patch.object(GraphLowering, 'compile_to_module', plan):
+    # What is not compiled must not be found in a cache, by anybody; and the backward pass, which
+    # is compiled when it is run for the first time, is never run.
+    settings = dict(enable_autograd_cache=False, force_non_lazy_backward_lowering=True)
+    with (
+        inductor.patch(fx_graph_cache=False),
+        autograd.patch(**settings),
+        patch.object(GraphLowering, 'compile_to_module', plan),
+    ):
         yield graphs
 
 
