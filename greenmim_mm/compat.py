@@ -31,6 +31,16 @@ def compiles_functions() -> bool:
     return is_compiling() and not is_exporting() and hasattr(torch.compiler, 'is_exporting')
 
 
+def compiles_plans() -> bool:
+    """Whether TorchDynamo takes plans of other sizes without a fault of its own; not in torch 2.1."""
+    return hasattr(torch.compiler, 'is_compiling')
+
+
+def mixes_dtypes(x: Tensor) -> bool:
+    """Whether operators with three inputs take tensors of two dtypes; not on a CPU in torch 2.1."""
+    return x.is_cuda or hasattr(torch.compiler, 'is_compiling')
+
+
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """dtype of autocast on a kind of device; None where it is off."""
     if hasattr(torch, 'get_autocast_dtype'):  # since torch 2.4

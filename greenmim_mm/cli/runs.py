@@ -22,6 +22,7 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..compat import compiles_plans
 from ..datasets import DataError, UnreadableImageError, check_contents, check_dataset
 from ..engine.checkpoints import CheckpointError, damage, last_checkpoint, read_meta
 from ..engine.hooks import Interruption, NonFiniteLossError, ResumeError
@@ -113,6 +114,8 @@ def check_training(cfg: Config) -> None:
 
 def compiler_obstacle() -> str | None:
     """Why torch.compile cannot work here, None if nothing is known that speaks against it."""
+    if not compiles_plans():
+        return f'TorchDynamo of torch {torch.__version__} fails on plans; use a later one'
     compilers = [os.environ['CXX']] if 'CXX' in os.environ else ['g++', 'clang++', 'c++']
     if not any(map(shutil.which, compilers)):
         return f'there is no C++ compiler ({", ".join(compilers)}); install g++'

@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..compat import mixes_dtypes
+
 # Swin V2 keeps the temperature of the softmax above 0.01.
 MAX_LOGIT_SCALE = math.log(100.0)
 
@@ -79,7 +81,8 @@ class ScaledInPlace(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_scale = (along.sum((0, 2), keepdim=True)[0] / scale).flatten()
         along = (along / scale.square())[..., None]
-        if torch.is_grad_enabled():  # differentiable
+        if torch.is_grad_enabled() or not (x.dtype == along.dtype or mixes_dtypes(x)):
+            # Differentiable, and for any dtypes.
             return ((grads - parts * along) * factor[..., None]).to(x.dtype).flatten(3), grad_scale
         grad_parts = torch.empty_like(parts)
         torch.addcmul(grads, parts, along, value=-1, out=grad_parts)

@@ -132,7 +132,12 @@ def as_unit_mask(
     num_units = rows * columns
     if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
         # Inside transforms of torch.func nothing has a numpy(), not even what they do not touch.
-        mask = np.array(mask.tolist(), dtype=np.bool_).reshape(mask.shape)
+        try:
+            mask = np.array(mask.tolist(), dtype=np.bool_).reshape(mask.shape)
+        except RuntimeError:  # torch 2.1
+            raise ValueError(
+                'a transform hides the values of the mask; give a UnitMask or a numpy array'
+            ) from None
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
         found = getattr(mask, 'dtype', type(mask).__name__)
         raise TypeError(

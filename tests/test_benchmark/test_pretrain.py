@@ -7,6 +7,7 @@ from torch import nn
 from greenmim_mm.benchmark import pretrain
 from greenmim_mm.benchmark.candidates import Candidate, GreenMIMStep
 from greenmim_mm.benchmark.measure import Settings
+from greenmim_mm.compat import compiles_plans
 
 CPU = torch.device('cpu')
 MINI = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
@@ -80,7 +81,8 @@ def test_without_a_fused_update_the_plain_one_is_taken(monkeypatch):
         return plain(*args, **kwargs)
 
     parameters = [nn.Parameter(torch.ones(2))]
-    assert pretrain.adamw(parameters).defaults['fused']
+    # torch 2.1 has no fused one on a CPU.
+    assert pretrain.adamw(parameters).defaults['fused'] or not compiles_plans()
     monkeypatch.setattr(torch.optim, 'AdamW', refuse)
     assert not pretrain.adamw(parameters).defaults['fused']
 

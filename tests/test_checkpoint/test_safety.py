@@ -91,8 +91,12 @@ def test_nan_in_a_part_that_is_dropped(tmp_path):
 
 def test_8_bit_floats_have_a_message_of_their_own(tmp_path):
     weights = {k: v.to(torch.float8_e4m3fn) for k, v in pretrained_weights().items() if 'norm' in k}
+    try:
+        path = file_of(tmp_path, weights)
+    except KeyError:
+        pytest.skip('beside torch 2.1 safetensors writes no 8-bit floats')
     with pytest.raises(CheckpointError, match='8-bit floats.*float32'):
-        load_checkpoint(file_of(tmp_path, weights))
+        load_checkpoint(path)
 
 
 def test_terminal_escapes(tmp_path):

@@ -14,6 +14,7 @@ from mmengine.visualization import Visualizer
 from PIL import Image
 
 from greenmim_mm.cli import runs
+from greenmim_mm.compat import compiles_plans
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / 'configs/custom/greenmim_swin-tiny-w7_1xb128-amp-coslr-100e_custom.py'
@@ -70,6 +71,12 @@ def folder(tmp_path):
     return tmp_path / 'images'
 
 
+def test_an_old_compiler_is_left_out(monkeypatch):
+    monkeypatch.setattr(runs, 'compiles_plans', lambda: False)
+    assert 'fails on plans; use a later one' in runs.compiler_obstacle()
+
+
+@pytest.mark.skipif(not compiles_plans(), reason='TorchDynamo of torch 2.1 fails on plans')
 def test_compiled_steps_are_the_same_steps(folder):
     """As Dynamo captures them; what the backends behind it make of that is PyTorch's own."""
     eager = losses(config_of(folder, 'eager'))
@@ -79,6 +86,7 @@ def test_compiled_steps_are_the_same_steps(folder):
     assert compiled == pytest.approx(eager, rel=1e-4)
 
 
+@pytest.mark.skipif(not compiles_plans(), reason='TorchDynamo of torch 2.1 fails on plans')
 def test_without_a_compiler_a_run_is_eager(folder, monkeypatch, caplog):
     cfg = config_of(folder, 'run', compile=True)
     with caplog.at_level(logging.WARNING):

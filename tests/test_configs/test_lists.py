@@ -6,6 +6,7 @@ import re
 import pytest
 from mmengine.fileio import load as load_file
 from recipe_runs import RECIPES, ROOT, load
+from torch.utils import flop_counter
 
 
 @pytest.fixture(scope='module')
@@ -58,6 +59,9 @@ COUNTED = [
 ]
 
 
+@pytest.mark.skipif(
+    not hasattr(flop_counter, 'flop_registry'), reason='torch 2.1 counts nothing on hollow tensors'
+)
 @pytest.mark.parametrize('name', COUNTED)
 def test_figures_are_counted(name, listed, tool):
     counts = tool.count(name)

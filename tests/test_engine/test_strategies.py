@@ -160,6 +160,8 @@ def work(rank: int, port: int, folder: str) -> None:
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
+    if not hasattr(torch.compiler, 'is_compiling'):
+        pytest.skip('FSDP of torch 2.1 does not run on a CPU')
     folder = tmp_path_factory.mktemp('sharding')
     (folder / 'images').mkdir()
     rng = np.random.default_rng(0)
@@ -252,6 +254,10 @@ def test_checkpoint_of_a_sharded_run_is_an_ordinary_one(folder):
         assert torch.equal(value, saved[f'backbone.{key}']), key
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.compiler, 'is_compiling'),
+    reason='torch 2.1 has no squared error in bfloat16 on a CPU',
+)
 @pytest.mark.parametrize('backbone', [V1, V2])
 def test_step_in_bfloat16_as_deepspeed_does_it(backbone):
     """DeepSpeed itself is not here; it casts the whole model and its input."""

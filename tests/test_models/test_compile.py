@@ -3,11 +3,13 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 import torch
 from mmpretrain.registry import MODELS
 from torch._dynamo.testing import CompileCounter
 
 import greenmim_mm.models  # noqa: F401 - registers GreenMIM
+from greenmim_mm.compat import compiles_plans
 from greenmim_mm.ops import random_mask
 
 MINI = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
@@ -25,6 +27,7 @@ class Graphs(CompileCounter):
         return super().__call__(graph, inputs)
 
 
+@pytest.mark.skipif(not compiles_plans(), reason='TorchDynamo of torch 2.1 fails on plans')
 def test_compile():
     torch._dynamo.reset()
     torch.manual_seed(0)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from greenmim_mm.compat import fakes_gather
 from greenmim_mm.models import GreenSwin, GreenSwinV2
 from greenmim_mm.ops import random_mask
 
@@ -44,6 +45,7 @@ def fake_pass(model, images, mask):
     return out, maps
 
 
+@pytest.mark.skipif(not fakes_gather(), reason='fake tensors of torch 2.1 gather into no result')
 @pytest.mark.parametrize('name', ['v1', 'v2'])
 def test_no_operation_depends_on_values(name):
     model, (images, mask) = make(name), draw()

@@ -15,6 +15,8 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import nn
 
+from greenmim_mm.compat import compiles_plans
+
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
 both = pytest.mark.parametrize('name', ['v1', 'v2'])
@@ -343,6 +345,10 @@ def test_func_in_the_masked_use(name):
     model, x, hidden = make(name), images(), torch.from_numpy(mask().hidden.copy())
     parameters = {key: p.detach() for key, p in model.named_parameters()}
     model(x, hidden).square().sum().backward()
+    if not compiles_plans():  # torch 2.1 hides what the mask holds: one clear sentence
+        with pytest.raises(ValueError, match='a transform hides the values of the mask'):
+            torch.func.jvp(lambda x: model(x, hidden), (x,), (x,))
+        return
     expected = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
     found = torch.func.grad(
         lambda parameters: torch.func.functional_call(model, parameters, (x, hidden)).square().sum()

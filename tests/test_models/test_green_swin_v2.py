@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from greenmim_mm.archs import SWINV2_ARCHS
 from greenmim_mm.checkpoint import CheckpointError
+from greenmim_mm.compat import compiles_plans
 from greenmim_mm.models import GreenSwin, GreenSwinV2
 from greenmim_mm.ops import BACKENDS, random_mask
 
@@ -298,6 +299,7 @@ def test_frozen_stages():
     assert model.stages[2].downsample.reduction.weight.grad is not None
 
 
+@pytest.mark.skipif(not compiles_plans(), reason='TorchDynamo of torch 2.1 fails on plans')
 def test_compiles_in_one_graph():
     from torch._dynamo.testing import CompileCounter
 

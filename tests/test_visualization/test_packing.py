@@ -25,7 +25,8 @@ def test_every_visible_token_stands_in_a_group_and_in_its_window(case, tmp_path,
     packed = sorted(text for text in groups if text and not text.startswith('group'))
     assert len(windows) == 6 * 4 and packed == sorted(windows)
     assert 'visible tokens: A' in figures[0].axes[1].get_xlabel()
-    assert Image.open(tmp_path / 'a.png').size == (960, 920)
+    width, height = Image.open(tmp_path / 'a.png').size
+    assert width == 960 and abs(height - 920) <= 1
 
 
 def test_bad_input(case, tmp_path):
