@@ -32,7 +32,7 @@ def compiles_functions() -> bool:
 
 
 def compiles_plans() -> bool:
-    """Whether TorchDynamo takes plans of other sizes without a fault of its own; not in torch 2.1."""
+    """Whether TorchDynamo takes plans of several sizes; that of torch 2.1 fails on them."""
     return hasattr(torch.compiler, 'is_compiling')
 
 

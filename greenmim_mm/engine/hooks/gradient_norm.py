@@ -1,5 +1,6 @@
 """The norm of the gradients in the log."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,9 @@ class GradientNormHook(Hook):
         """Watch the optimiser."""
         wrapper = runner.optim_wrapper
         if isinstance(wrapper, OptimWrapper) and not wrapper.clip_grad_kwargs:
-            self._handle = wrapper.optimizer.register_step_pre_hook(_log_norm)
+            self._handle = wrapper.optimizer.register_step_pre_hook(
+                partial(_log_norm, runner.message_hub)
+            )
 
     def after_train(self, runner: Runner) -> None:
         """Watch no more."""
@@ -42,9 +45,8 @@ def gradient_norm(gradients: list[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms]))
 
 
-def _log_norm(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+def _log_norm(hub: MessageHub, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
     gradients = [p.grad for group in optimizer.param_groups for p in group['params']]
     gradients = [gradient for gradient in gradients if gradient is not None]
     if gradients:
-        hub = MessageHub.get_current_instance()
         hub.update_scalar('train/grad_norm', gradient_norm(gradients))
