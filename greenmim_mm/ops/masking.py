@@ -134,7 +134,10 @@ def as_unit_mask(
         # Inside transforms of torch.func nothing has a numpy(), not even what they do not touch.
         try:
             mask = np.array(mask.tolist(), dtype=np.bool_).reshape(mask.shape)
-        except RuntimeError:  # torch 2.1
+        except RuntimeError:
+            # Those of torch 2.1; any other fault is not about transforms.
+            if torch._C._functorch.peek_interpreter_stack() is None:
+                raise
             raise ValueError(
                 'a transform hides the values of the mask; give a UnitMask or a numpy array'
             ) from None

@@ -94,7 +94,7 @@ def test_8_bit_floats_have_a_message_of_their_own(tmp_path):
     try:
         path = file_of(tmp_path, weights)
     except KeyError:
-        pytest.skip('beside torch 2.1 safetensors writes no 8-bit floats')
+        pytest.skip('torch 2.1 saves no 8-bit floats')
     with pytest.raises(CheckpointError, match='8-bit floats.*float32'):
         load_checkpoint(path)
 
