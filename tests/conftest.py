@@ -17,9 +17,25 @@ settings.register_profile(
 )
 settings.load_profile('default')
 
+# Each takes a minute or more. They come first, so that at the end short ones are left to share out.
+LONG_FILES = (
+    'test_export.py',
+    'test_recipes.py',
+    'test_train_processes.py',
+    'test_road.py',
+    'test_pretrain_command.py',
+    'test_interruption.py',
+    'test_distributed.py',
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption('--golden', help='file of reference results for tests/golden')
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: index for index, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 @pytest.fixture(autouse=True)

@@ -171,7 +171,7 @@ class GreenMIMPretrainDecoder(BaseModule):
         positions = sincos_position_embedding(
             mask.grid, self.mask_token.shape[2], self.position_wavelengths
         )
-        return tuple(to_device(part, x.device) for part in (places, positions, mask.hidden_units))
+        return tuple(to_device((places, positions, mask.hidden_units), x.device))
 
 
 # Numbers are kept and no tensors: what is made under a fake mode serves nobody else.

@@ -14,6 +14,7 @@ so merging is ``x.reshape(B, N // 4, 4 * C)``. The unit's 64 tokens of stage 1 b
 Coordinates are ``(row, column)`` on the token grid of a stage.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -23,6 +24,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .masking import UNIT_SIZE, UnitMask
+
+# Bytes between the beginnings of arrays that are copied together: kernels want 16 at least.
+_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def visible_patches(images: Tensor, mask: UnitMask, patch_size: int = 4) -> Tens
 
 def _take(images: Tensor, *places: np.ndarray) -> Tensor:
     """``images[:, channel, row, column]``: places of one shape, in their order, in one pass."""
-    return images[(slice(None), *(to_device(place, images.device) for place in places))]
+    return images[(slice(None), *to_device(places, images.device))]
 
 
 def merge_cells(x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
@@ -132,9 +136,26 @@ def merge_cells(x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, in
     return x.reshape(batch, rows * columns, 4 * channels), (rows, columns)
 
 
-def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Copy an index array to ``device``; to CUDA from pinned memory, without waiting."""
-    tensor = torch.from_numpy(array)
-    if device.type == 'cuda':
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Arrays as tensors on ``device``: to CUDA by one copy from pinned memory, without waiting."""
+    if device.type != 'cuda':
+        return [torch.from_numpy(array).to(device) for array in arrays]
+    return _in_one_copy(arrays, device, pinned=True)
+
+
+def _in_one_copy(arrays: Sequence[np.ndarray], device: torch.device, pinned: bool) -> list[Tensor]:
+    """Arrays on a device, one behind the other in one piece of its memory."""
+    arrays = [np.ascontiguousarray(array) for array in arrays]
+    ends = np.cumsum([-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays]).tolist()
+    host = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=pinned)
+    begins = [0, *ends[:-1]]
+    for array, begin in zip(arrays, begins, strict=True):
+        host.numpy()[begin : begin + array.nbytes] = array.reshape(-1).view(np.uint8)
+    storage = host.to(device, non_blocking=True).untyped_storage()
+    tensors = []
+    for array, begin in zip(arrays, begins, strict=True):
+        # Not by views: a compiler would look at what they are views of.
+        tensor = torch.empty(0, dtype=torch.from_numpy(array).dtype, device=device)
+        stride = [step // array.itemsize for step in array.strides]
+        tensors.append(tensor.set_(storage, begin // array.itemsize, array.shape, stride))
+    return tensors

@@ -245,28 +245,27 @@ def attention_plan(groups: GroupPlan, window_size: int, device: torch.device) ->
         groups: The groups.
         window_size: Side of the window that the bias table was made for. Windows may be smaller,
             not larger.
-        device: Where attention will run. The copies to CUDA do not wait for the device.
+        device: Where attention will run. The copy to CUDA does not wait for the device.
     """
     token = groups.token.reshape(-1)
-    padding = np.flatnonzero(token == groups.num_tokens)
     idle = np.ones(len(token), dtype=bool)
     idle[groups.slot] = False
-    idle = np.flatnonzero(idle)
-    window = to_device(groups.window, device)
-    bias_index = _bias_index(to_device(groups.coords, device), window_size)
+    some = dict(padding=np.flatnonzero(token == groups.num_tokens), idle=np.flatnonzero(idle))
+    arrays = dict(
+        token=token,
+        slot=groups.slot,
+        window=groups.window,
+        positions=np.stack(_positions(groups.coords, window_size)),
+        **{name: slots for name, slots in some.items() if len(slots)},
+    )
+    tensors = dict(zip(arrays, to_device(list(arrays.values()), device), strict=True))
+    bias_index = _differences(*tensors.pop('positions'))
     blocked = None
     if (groups.window != groups.window[:, :1]).any():
+        window = tensors['window']
         blocked = window[:, :, None] != window[:, None, :]
         bias_index = bias_index.masked_fill(blocked, 0)
-    return AttentionPlan(
-        token=to_device(token, device),
-        slot=to_device(groups.slot, device),
-        padding=to_device(padding, device) if len(padding) else None,
-        idle=to_device(idle, device) if len(idle) else None,
-        window=window,
-        bias_index=bias_index,
-        blocked=blocked,
-    )
+    return AttentionPlan(**dict.fromkeys(some) | tensors, bias_index=bias_index, blocked=blocked)
 
 
 def dense_plan(windows: WindowGrid, window_size: int, device: torch.device) -> AttentionPlan:
@@ -374,11 +373,25 @@ def _pair_bytes(pair: PlanPair) -> int:
     return plain.num_bytes + (0 if shifted is plain else shifted.num_bytes)
 
 
+def _positions(
+    coords: np.ndarray | Tensor, window_size: int
+) -> tuple[np.ndarray | Tensor, np.ndarray | Tensor]:
+    """``(P, g, 2)`` coordinates to two numbers ``(P, g)`` of a slot, as a query and as a key.
+
+    Their difference is the row of the bias table for the pair.
+    """
+    key = coords[..., 0] * (2 * window_size - 1) + coords[..., 1]
+    return key + 2 * window_size * (window_size - 1), key
+
+
+def _differences(query: Tensor, key: Tensor) -> Tensor:
+    """``(P, g)`` numbers of slots to ``(P, g, g)`` rows of the bias table for (query, key)."""
+    return query[:, :, None] - key[:, None, :]
+
+
 def _bias_index(coords: Tensor, window_size: int) -> Tensor:
     """``(P, g, 2)`` rows and columns to ``(P, g, g)`` rows of the bias table for (query, key)."""
-    # An index into the table is a difference of two numbers, one for each slot.
-    position = coords[..., 0] * (2 * window_size - 1) + coords[..., 1]
-    return position[:, :, None] - position[:, None, :] + 2 * window_size * (window_size - 1)
+    return _differences(*_positions(coords, window_size))
 
 
 def relative_position_index(window_size: int) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 
 from greenmim_mm.ops import (
     UnitMask,
+    layout,
     merge_cells,
     random_mask,
     take_units,
@@ -57,3 +58,27 @@ def test_take_units():
     assert units.shape == (2, 2, 3, 32, 32)
     assert torch.equal(units[:, 0], images[:, :, 32:, 64:])
     assert torch.equal(units[:, 1], images[:, :, :32, 32:64])
+
+
+def test_arrays_in_one_copy():
+    """Kinds and shapes as given, each begun where kernels like it, and none a view."""
+    arrays = [
+        np.arange(5),
+        np.arange(6, dtype=np.float32).reshape(2, 3),
+        np.arange(12).reshape(3, 4).T,
+        np.array([True, False, True]),
+        np.empty((0, 2), np.int64),
+        np.arange(3),
+    ]
+    tensors = layout._in_one_copy(arrays, torch.device('cpu'), pinned=False)
+    plain = layout.to_device(arrays, torch.device('cpu'))
+    for array, *found in zip(arrays, tensors, plain, strict=True):
+        for tensor in found:
+            assert tensor.dtype == torch.from_numpy(array).dtype
+            np.testing.assert_array_equal(tensor.numpy(), array)
+    assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+    for tensor in tensors:
+        assert tensor.is_contiguous() and not tensor._is_view()
+        assert tensor.storage_offset() * tensor.element_size() % 16 == 0
+    tensors[0].fill_(-1)
+    assert tensors[1].flatten().tolist() == list(range(6))
