@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from greenmim_mm.ops import (
     PlanCache,
     StageTokens,
     UnitMask,
+    attention_plan,
     dense_plan,
     grouped_plan,
     plan_pair,
@@ -149,3 +151,22 @@ def test_cache_is_bounded_by_memory():
     cache = PlanCache(max_bytes=10)
     assert cache.get('large', lambda: pair(64))[0].num_rows == 64**2
     assert cache.num_bytes == 0
+
+
+@pytest.mark.parametrize('shifted', [False, True])
+def test_a_plan_takes_few_launches(shifted):
+    """The rest is done before it is copied: on a GPU a launch costs more than such small work."""
+    tokens = visible_tokens(UnitMask((7, 7), random_mask(49, 0.75, np.random.default_rng(0))))[0]
+    groups = grouped_plan(tokens, window_grid(tokens.grid, 7, shifted))
+    called = []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with Count():
+        plan = attention_plan(groups, 7, torch.device('cpu'))
+    views = {'detach', 'lift_fresh', 'unbind', 'unsqueeze', 'slice', 'select', 'alias'}
+    work = [name for name in called if name not in views]
+    assert work == ['sub', *(['ne', 'masked_fill'] if plan.blocked is not None else [])]
