@@ -153,7 +153,7 @@ def test_interrupted_pretraining_goes_on_as_if_nothing_had_happened(places, monk
     folder = places.folder(TINY, cell)
     weights = torch.load(folder / 'step_8.pth')['state_dict']
 
-    other = replace(places, state=places.state.with_name('again'))
+    other = Places(places.results.with_name('again'), places.state.with_name('again'))
     other.state.mkdir()
     other.data(TINY).symlink_to(places.data(TINY))
     monkeypatch.setattr(training, '_SAVE_SECONDS', 0.0)
@@ -173,9 +173,31 @@ def test_interrupted_pretraining_goes_on_as_if_nothing_had_happened(places, monk
     training.pretrain(TINY, other, cell)
     resumed = torch.load(other.folder(TINY, cell) / 'step_8.pth')['state_dict']
     assert all(torch.equal(resumed[name], value) for name, value in weights.items())
-    again = read_result(places, TINY, cell)
+    again = read_result(other, TINY, cell)
     assert [p['held_out'] for p in again['curve']] == [p['held_out'] for p in whole['curve']]
     assert [p['step'] for p in again['curve']] == list(range(9))
+
+
+@needs_muon
+def test_recorded_result_stays_where_its_weights_are_made_again(places, monkeypatch, capsys):
+    """On another machine results are there, as they belong to the repository; weights are not."""
+    cell = Cell('pretrain', 'greenmim', 6)
+    monkeypatch.setattr(evidence, 'Study', lambda: TINY)
+    folders = [f'--state={places.state}', f'--results={places.results}']
+
+    def run():
+        evidence.main([*folders, 'pretrain', '--start=greenmim', '--seed=6'])
+        return read_result(places, TINY, cell), capsys.readouterr().out
+
+    recorded, _ = run()
+    assert run() == (recorded, f'{cell.name}: already there\n')
+    weights = training.weights_path(TINY, places, cell)
+    weights.parent.rename(places.state / 'elsewhere')
+    again, told = run()
+    loss = recorded['held_out']
+    assert again == recorded
+    assert f'held-out loss {loss}, recorded {loss}; the result stays as it is' in told
+    assert weights.exists()
 
 
 def test_learning_rate_falls_to_zero_at_the_end_of_every_cycle():
@@ -347,7 +369,7 @@ def test_a_seed_has_annotated_images_of_its_own(places):
     assert len(set.union(*indices)) == 30 and max(set.union(*indices)) == 29
     with pytest.raises(StudyError, match='labels=11: the study has 10 annotated images a seed'):
         build_config(TINY, places, Cell('detect', 'scratch', 0, 11))
-    with pytest.raises(StudyError, match='run the pre-training first'):
+    with pytest.raises(StudyError, match='run evidence.py pretrain --start simmim --seed 0'):
         build_config(TINY, places, Cell('detect', 'simmim', 0, 10))
 
 

@@ -89,13 +89,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _compute(study: Study, places: Places, cell: Cell, dev: bool) -> None:
-    if not dev and read_result(places, study, cell) is not None:
-        print(f'{cell.name}: already there')
-        return
+    there = not dev and read_result(places, study, cell) is not None
     if cell.kind == 'pretrain':
-        from study.pretrain import pretrain
+        from study.pretrain import pretrain, weights_path
 
-        pretrain(study, places, cell)
+        # A result of another machine came without its weights.
+        if not there or not weights_path(study, places, cell).exists():
+            pretrain(study, places, cell)
+            return
+    if there:
+        print(f'{cell.name}: already there')
     elif cell.kind == 'probe':
         from study.probe import probe
 

@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 from .data import build_data
 from .design import Cell, Study, StudyError
 from .export import carried_weights
-from .pretrain import milestone_path
+from .pretrain import weights_path
 from .results import ROOT, Places, working_at, write_result
 
 CONFIG = ROOT / 'configs/demo/mask-rcnn_swin-mini-w4_fpn_digits-128px.py'
@@ -104,14 +104,16 @@ def build_config(study: Study, places: Places, cell: Cell) -> Config:
         lr_mult=settings.lr_mult[cell.start]
     )
     if cell.start != 'scratch':
-        last = study.pretrain.steps[cell.start] * cell.length
-        weights = milestone_path(study, places, cell.start, settings.pretrained_seed, last)
+        seed, length = settings.pretrained_seed, cell.length
+        weights = weights_path(study, places, Cell('pretrain', cell.start, seed, length=length))
         if not weights.exists():
             # One pre-training is carried by the repository, in half precision.
-            seed, length = settings.pretrained_seed, cell.length
             weights = carried_weights(study, cell.start, seed, length) or weights
         if not weights.exists():
-            raise StudyError(f'{cell.name}: no weights {weights}; run the pre-training first')
+            raise StudyError(
+                f'{cell.name}: no weights {weights}; run evidence.py pretrain --start {cell.start} '
+                f'--seed {seed} --length {length} first, also where its result is recorded'
+            )
         cfg.model.backbone.init_cfg = dict(
             type='Pretrained', checkpoint=str(weights), prefix='backbone.'
         )

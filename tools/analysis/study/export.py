@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from .design import Cell, Study, StudyError, version
-from .pretrain import milestone_path
+from .pretrain import weights_path
 from .results import ROOT, Places, read_result
 
 DEMO_CHECKPOINT = ROOT / 'configs/demo/greenmim_swin-mini-w4_digits-128px.pth'
@@ -34,8 +34,7 @@ def export(study: Study, places: Places, path: Path = DEMO_CHECKPOINT) -> str:
     seed, length = study.detect.pretrained_seed, study.lengths[-1]
     cell = Cell('pretrain', 'greenmim', seed, length=length)
     result = read_result(places, study, cell)
-    last = study.pretrain.steps[cell.start] * length
-    source = milestone_path(study, places, cell.start, cell.seed, last)
+    source = weights_path(study, places, cell)
     if result is None or not source.exists():
         raise StudyError(f'{cell.name} is not finished here; run it first')
     weights = torch.load(source, weights_only=True)['state_dict']

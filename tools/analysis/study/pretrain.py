@@ -22,7 +22,7 @@ from greenmim_mm.ops import UNIT_SIZE, random_mask
 
 from .data import MEAN, STD, build_data, normalise, read_boxes
 from .design import Cell, Study, StudyError
-from .results import Places, working_at, write_result
+from .results import Places, read_result, working_at, write_result
 
 HELD_OUT = 256  # images of the development split on which the loss is followed
 _MASKS_HELD_OUT = 8
@@ -153,6 +153,12 @@ def milestone_path(study: Study, places: Places, method: str, seed: int, step: i
     return places.folder(study, Cell('pretrain', method, seed)) / f'step_{step}.pth'
 
 
+def weights_path(study: Study, places: Places, cell: Cell) -> Path:
+    """File of the weights that a pre-training ends with; it is there if that was done here."""
+    steps = study.pretrain.steps[cell.start] * cell.length
+    return milestone_path(study, places, cell.start, cell.seed, steps)
+
+
 def schedule(study: Study, method: str, step: int) -> float:
     """Share of the peak learning rate that a step has.
 
@@ -170,7 +176,11 @@ def schedule(study: Study, method: str, step: int) -> float:
 
 
 def pretrain(study: Study, places: Places, cell: Cell) -> None:
-    """Pre-train a cell's network; goes on from its last checkpoint if it was interrupted."""
+    """Pre-train a cell's network; goes on from its last checkpoint if it was interrupted.
+
+    A result that is there stays: then it is the weights that were wanted.
+    """
+    recorded = read_result(places, study, cell)
     with working_at(places.folder(study, cell)):
         torch.set_num_threads(1)
         data = build_data(study, places)
@@ -179,6 +189,12 @@ def pretrain(study: Study, places: Places, cell: Cell) -> None:
         run = _Run(study, places, cell, images, held_out)
         run.train()
         last = run.curve[-1]
+        if recorded is not None:
+            print(
+                f'{cell.name}: held-out loss {last["held_out"]}, recorded {recorded["held_out"]}; '
+                'the result stays as it is'
+            )
+            return
         values = dict(steps=last['step'], images=last['step'] * study.pretrain.batch_size)
         values |= {name: last[name] for name in ('minutes', 'held_out')}
         write_result(places, study, cell, values | dict(curve=run.curve))
