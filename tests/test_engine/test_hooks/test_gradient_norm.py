@@ -7,10 +7,23 @@ import torch
 from small_runs import STEPS, config, train
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from greenmim_mm.compat import compiles_plans
 from greenmim_mm.engine.hooks.gradient_norm import gradient_norm
 
 
+def hooks_are_called() -> bool:
+    """Where TorchDynamo of torch 2.1 was used before, it has taken the hooks off optimisers."""
+    parameter, called = torch.nn.Parameter(torch.ones(1)), []
+    parameter.grad = torch.ones(1)
+    optimizer = torch.optim.AdamW([parameter])
+    optimizer.register_step_pre_hook(lambda *_: called.append(True))
+    optimizer.step()
+    return bool(called)
+
+
 def test_gradient_norm_is_logged(folder, tmp_path):
+    if not compiles_plans() and not hooks_are_called():
+        pytest.skip('another test has used TorchDynamo of torch 2.1')
     norms = []
 
     def measure(optimizer, args, kwargs):
