@@ -147,15 +147,12 @@ def _in_one_copy(arrays: Sequence[np.ndarray], device: torch.device, pinned: boo
     """Arrays on a device, one behind the other in one piece of its memory."""
     arrays = [np.ascontiguousarray(array) for array in arrays]
     ends = np.cumsum([-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays]).tolist()
-    host = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=pinned)
-    begins = [0, *ends[:-1]]
+    host, begins = np.empty(ends[-1], dtype=np.uint8), [0, *ends[:-1]]
     for array, begin in zip(arrays, begins, strict=True):
-        host.numpy()[begin : begin + array.nbytes] = array.reshape(-1).view(np.uint8)
-    storage = host.to(device, non_blocking=True).untyped_storage()
-    tensors = []
-    for array, begin in zip(arrays, begins, strict=True):
-        # Not by views: a compiler would look at what they are views of.
-        tensor = torch.empty(0, dtype=torch.from_numpy(array).dtype, device=device)
-        stride = [step // array.itemsize for step in array.strides]
-        tensors.append(tensor.set_(storage, begin // array.itemsize, array.shape, stride))
-    return tensors
+        host[begin : begin + array.nbytes] = array.reshape(-1).view(np.uint8)
+    piece = torch.from_numpy(host)
+    piece = (piece.pin_memory() if pinned else piece).to(device, non_blocking=True)
+    return [
+        piece[begin : begin + array.nbytes].view(torch.from_numpy(array).dtype).view(array.shape)
+        for array, begin in zip(arrays, begins, strict=True)
+    ]
