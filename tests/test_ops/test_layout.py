@@ -82,3 +82,11 @@ def test_arrays_in_one_copy():
         assert tensor.storage_offset() * tensor.element_size() % 16 == 0
     tensors[0].fill_(-1)
     assert tensors[1].flatten().tolist() == list(range(6))
+
+
+def test_one_copy_inside_a_transform():
+    def chosen(x):
+        (index,) = layout._in_one_copy([np.array([2, 0])], x.device, pinned=False)
+        return x.index_select(0, index).sum()
+
+    assert torch.func.grad(chosen)(torch.ones(3)).tolist() == [1, 0, 1]
