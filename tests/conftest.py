@@ -1,10 +1,11 @@
 """Options and fixtures for all tests."""
 
-import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from runner_globals import forget_runs
 
 # Examples of the properties: few and always the same ones here, many in `make stress`.
 settings.register_profile('default', derandomize=True, max_examples=20, deadline=None)
@@ -28,6 +29,10 @@ LONG_FILES = (
     'test_distributed.py',
 )
 
+# What `make setup` makes by default: the maintained fork of OpenMMLab.
+DEFAULT_STACK = bool(list(distributions(name='onedl-mmengine')))
+NO_GPU = 'there is no GPU'
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption('--golden', help='file of reference results for tests/golden')
@@ -39,11 +44,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_old_logs():
-    """A logger of mmengine keeps the stream that it was made with, which ends with its test."""
+def no_traces_of_runners():
     yield
-    if (logging := sys.modules.get('mmengine.logging')) is not None:
-        logging.MMLogger._instance_dict.clear()
+    forget_runs()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    """On the default stack tests are left out for want of a GPU alone; another skip fails."""
+    report = yield
+    if report.skipped and DEFAULT_STACK and NO_GPU not in str(report.longrepr):
+        report.outcome, report.longrepr = 'failed', f'left out: {report.longrepr}'
+    return report
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -137,7 +137,15 @@ def merge_cells(x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, in
 
 
 def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Arrays as tensors on ``device``: to CUDA by one copy from pinned memory, without waiting."""
+    """Arrays as tensors on a device: to CUDA by one copy from pinned memory, without waiting.
+
+    Args:
+        arrays: Of any shapes and of any dtypes that torch has.
+        device: Where the tensors shall lie; on a CPU they share the memory of the arrays.
+
+    Returns:
+        One tensor an array, of its shape and dtype.
+    """
     if device.type != 'cuda':
         return [torch.from_numpy(array).to(device) for array in arrays]
     return _in_one_copy(arrays, device, pinned=True)

@@ -250,13 +250,13 @@ def attention_plan(groups: GroupPlan, window_size: int, device: torch.device) ->
     token = groups.token.reshape(-1)
     idle = np.ones(len(token), dtype=bool)
     idle[groups.slot] = False
-    some = dict(padding=np.flatnonzero(token == groups.num_tokens), idle=np.flatnonzero(idle))
+    optional = dict(padding=np.flatnonzero(token == groups.num_tokens), idle=np.flatnonzero(idle))
     arrays = dict(
         token=token,
         slot=groups.slot,
         window=groups.window,
         positions=np.stack(_positions(groups.coords, window_size)),
-        **{name: slots for name, slots in some.items() if len(slots)},
+        **{name: slots for name, slots in optional.items() if len(slots)},
     )
     tensors = dict(zip(arrays, to_device(list(arrays.values()), device), strict=True))
     bias_index = _differences(*tensors.pop('positions'))
@@ -265,7 +265,9 @@ def attention_plan(groups: GroupPlan, window_size: int, device: torch.device) ->
         window = tensors['window']
         blocked = window[:, :, None] != window[:, None, :]
         bias_index = bias_index.masked_fill(blocked, 0)
-    return AttentionPlan(**dict.fromkeys(some) | tensors, bias_index=bias_index, blocked=blocked)
+    return AttentionPlan(
+        **dict.fromkeys(optional) | tensors, bias_index=bias_index, blocked=blocked
+    )
 
 
 def dense_plan(windows: WindowGrid, window_size: int, device: torch.device) -> AttentionPlan:

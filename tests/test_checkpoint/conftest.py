@@ -1,13 +1,8 @@
 """A checkpoint as mmengine writes it."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from mmengine.visualization import Visualizer
 from runner_files import tiny_model
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,36 +17,22 @@ class RandomImages(Dataset):
         return dict(inputs=torch.rand(3, 64, 64), data_samples=0)
 
 
-@contextmanager
-def mmengine_globals_restored():
-    """A Runner leaves its scope, logger and message hub behind, which other tests would meet."""
-    managers = (DefaultScope, MessageHub, MMLogger, Visualizer)
-    saved = [dict(manager._instance_dict) for manager in managers]
-    try:
-        yield
-    finally:
-        for manager, instances in zip(managers, saved, strict=True):
-            manager._instance_dict.clear()
-            manager._instance_dict.update(instances)
-
-
 @pytest.fixture(scope='session')
 def runner_file(tmp_path_factory):
     """What mmengine's Runner writes after an epoch, with schedules, logs and optimizer."""
     folder = tmp_path_factory.mktemp('run')
-    with mmengine_globals_restored():
-        runner = Runner(
-            model=tiny_model(),
-            work_dir=str(folder),
-            train_dataloader=DataLoader(RandomImages(), batch_size=1),
-            train_cfg=dict(by_epoch=True, max_epochs=1),
-            optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-3)),
-            param_scheduler=[
-                dict(type='LinearLR', start_factor=0.1, begin=0, end=1),
-                dict(type='MultiStepLR', milestones=[1, 2]),
-            ],
-            default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
-            experiment_name='test_files',
-        )
-        runner.train()
+    runner = Runner(
+        model=tiny_model(),
+        work_dir=str(folder),
+        train_dataloader=DataLoader(RandomImages(), batch_size=1),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-3)),
+        param_scheduler=[
+            dict(type='LinearLR', start_factor=0.1, begin=0, end=1),
+            dict(type='MultiStepLR', milestones=[1, 2]),
+        ],
+        default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
+        experiment_name='test_files',
+    )
+    runner.train()
     return folder / 'epoch_1.pth'

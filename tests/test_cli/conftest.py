@@ -2,19 +2,8 @@
 
 import pytest
 from command_runs import OPTIONS, command
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
-from mmengine.visualization import Visualizer
 from PIL import Image
 from skimage import data
-
-
-@pytest.fixture(autouse=True)
-def no_traces_of_the_runner():
-    """A runner's seed and iteration would reach the masks of later tests."""
-    yield
-    for manager in (MessageHub, DefaultScope, MMLogger, Visualizer):
-        manager._instance_dict.clear()
 
 
 @pytest.fixture(scope='session')

@@ -6,9 +6,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
-from mmengine.visualization import Visualizer
 
 
 def _image(rng: np.random.Generator, height: int = 80, width: int = 96) -> bytes:
@@ -82,11 +79,8 @@ def place(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def in_place(place, monkeypatch):
-    """Recipes are read and run where their data lies; none leaves a trace for the next."""
+    """Recipes are read and run where their data lies."""
     monkeypatch.chdir(place)
     # They ask compilers for their versions and lay the config out, seconds for each runner.
     monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
     monkeypatch.setattr('mmengine.config.Config.pretty_text', '')
-    yield
-    for manager in (MessageHub, DefaultScope, MMLogger, Visualizer):
-        manager._instance_dict.clear()

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
-from mmengine.visualization import Visualizer
+from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.structures import DataSample
 
 from greenmim_mm.cli import runs
@@ -19,14 +17,6 @@ from greenmim_mm.demo.scenes import PHOTOGRAPHS, load_digit_pools, load_photogra
 from greenmim_mm.ops import random_mask
 
 COCO_V2 = 'configs/mask_rcnn/mask-rcnn_greenmim-swinv2-base-w8_fpn_amp-ms-crop-3x_coco.py'
-
-
-@pytest.fixture(autouse=True)
-def no_traces_of_the_runner():
-    """A runner's seed and iteration would reach the masks of later tests."""
-    yield
-    for manager in (MessageHub, DefaultScope, MMLogger, Visualizer):
-        manager._instance_dict.clear()
 
 
 @pytest.fixture(scope='module')

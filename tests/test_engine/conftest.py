@@ -4,22 +4,17 @@ import signal
 
 import numpy as np
 import pytest
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
-from mmengine.visualization import Visualizer
 from PIL import Image
 from small_runs import NUM_IMAGES, AtIteration, config, train
 
 
 @pytest.fixture(autouse=True)
-def no_traces_of_runners():
+def signals_restored():
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     handlers = {number: signal.getsignal(number) for number in numbers}
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    for manager in (MessageHub, DefaultScope, MMLogger, Visualizer):
-        manager._instance_dict.clear()
     AtIteration.actions, AtIteration.losses = {}, {}
 
 

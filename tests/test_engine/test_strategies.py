@@ -18,6 +18,7 @@ from mmengine.logging import MessageHub
 from mmengine.model import MMFullyShardedDataParallel
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
+from greenmim_mm.cli import runs
 from greenmim_mm.models import GreenMIM, GreenSwin
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -299,8 +300,8 @@ def test_recipes_differ_from_theirs_in_the_strategy_alone(strategy):
     assert sharded == plain
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='is about machines without a GPU')
 def test_bad_input(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, 'get_device', lambda: 'cpu')
     monkeypatch.setitem(sys.modules, 'deepspeed', None)
     fsdp, zero = (str(ROOT / f'{LARGE}_{name}.py') for name in ('fsdp', 'deepspeed-zero2'))
     options = [f'--work-dir={tmp_path}', '--cfg-options', 'optim_wrapper.type=OptimWrapper']

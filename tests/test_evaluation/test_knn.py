@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from mmengine.visualization import Visualizer
 
 from greenmim_mm.checkpoint import convert_file
 from greenmim_mm.evaluation import backbone_config, feature_config, knn_config, knn_scores
@@ -81,11 +78,8 @@ def test_features_of_all_processes_come_in_the_order_of_the_data(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def no_traces_of_the_runner(monkeypatch):
+def no_versions_of_compilers(monkeypatch):
     monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
-    yield
-    for manager in (MessageHub, DefaultScope, MMLogger, Visualizer):
-        manager._instance_dict.clear()
 
 
 @pytest.fixture(scope='module')

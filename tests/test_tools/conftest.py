@@ -5,18 +5,7 @@ import importlib.util
 import cv2
 import numpy as np
 import pytest
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
-from mmengine.visualization import Visualizer
 from tool_runs import ROOT, SMALL_CONFIG, TINY
-
-
-@pytest.fixture(autouse=True)
-def no_traces_of_the_runner():
-    """A runner's seed and iteration would reach the masks of later tests."""
-    yield
-    for manager in (MessageHub, DefaultScope, MMLogger, Visualizer):
-        manager._instance_dict.clear()
 
 
 @pytest.fixture
