@@ -222,6 +222,7 @@ def draw_loss(metrics: Path, path: Path) -> None:
     axes = figure.add_subplot()
     axes.plot([e['step'] for e in entries], [e['loss'] for e in entries], linewidth=1)
     axes.set(xlabel='step', ylabel='reconstruction loss')
+    axes.xaxis.get_major_locator().set_params(integer=True)  # there are no half steps
     axes.grid(alpha=0.3)
     with atomic_path(path, force=True) as temporary:
         figure.savefig(temporary, dpi=120, format='png')
